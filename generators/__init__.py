@@ -1,0 +1,62 @@
+"""Powerhouse: learned weight initialisation for any `torch.nn.Module`.
+
+`generators.init(model, "noise-ghn-digits", seed=0)` fills a model in place and returns an account of every tensor;
+`generators.load(...)` gives a generator to sample ensembles from. The names below are the whole public interface; each
+is imported when it is first used (PEP 562), so `import generators` costs next to nothing over `import torch`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Imported at once because the function has the name of its module: importing the module later, from anywhere, would
+# put the module in the function's place.
+from generators.inventory import inventory
+
+if TYPE_CHECKING:
+    from generators.checkpoint import GeneratorEntry, list_generators, load, save
+    from generators.errors import PowerhouseError
+    from generators.generator import Generator
+    from generators.graph import Graph, trace
+    from generators.initialiser import Initialiser, Kind, Proposal, Request, init, list_initialisers, register
+    from generators.report import InitReport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "init", "load", "save", "list_initialisers", "list_generators", "trace", "inventory", "register",
+    "Generator", "GeneratorEntry", "Graph", "Initialiser", "InitReport", "Kind", "Proposal", "Request",
+    "PowerhouseError", "__version__",
+]  # fmt: skip
+
+_HOMES = {
+    "init": "initialiser",
+    "list_initialisers": "initialiser",
+    "register": "initialiser",
+    "Initialiser": "initialiser",
+    "Kind": "initialiser",
+    "Proposal": "initialiser",
+    "Request": "initialiser",
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "list_generators": "checkpoint",
+    "GeneratorEntry": "checkpoint",
+    "trace": "graph",
+    "Graph": "graph",
+    "Generator": "generator",
+    "InitReport": "report",
+    "PowerhouseError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"generators.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,354 @@
+"""The initialiser protocol: propose first, check everything, then write.
+
+An initialiser is anything with `propose(model, request) -> Proposal`: new values for tensors, computed without touching
+the model. `init` resolves a chain such as `"he+lsuv"`, collects the proposals, checks shapes, finiteness and spread,
+and only then writes; a failure on the way leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from generators.errors import CollapseError, ConfigError, ModelError, ProposalError, unknown_name
+from generators.inventory import MATRIX_ROLES, Inventory, ParameterInfo, inventory
+from generators.report import InitReport
+
+log = logging.getLogger(__name__)
+
+COLLAPSED_STD_RATIO = 1e-3  # a generated matrix this far below its target spread is a constant for all purposes
+
+
+class Kind(str, Enum):
+    """What an initialiser looks at; REFINING ones improve what is there, the others fill from nothing."""
+
+    POINTWISE = "pointwise"
+    LOCAL = "local"
+    GLOBAL = "global"
+    REFINING = "refining"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything an initialiser may use besides the model.
+
+    Attributes:
+        inventory: the parameters of the model with their roles.
+        seed: root seed of all draws.
+        member: index in the population named by `seed`; the draws of a member do not depend on how many there are.
+        data: batches for initialisers that need data: an iterable of `(inputs, targets)`.
+        loss: `loss(outputs, targets) -> scalar` for initialisers that need one.
+        example_inputs: inputs for the tracer, if the shape of the model's input cannot be guessed.
+    """
+
+    inventory: Inventory
+    seed: int = 0
+    member: int = 0
+    data: Iterable | None = None
+    loss: Callable | None = None
+    example_inputs: Any = None
+
+
+@dataclass
+class Proposal:
+    """New values for some tensors of a model, and who stands behind each.
+
+    `sources` and `fallbacks` have disjoint keys that together are those of `values`; a tensor that is in neither is
+    kept, with the reason in `kept` if there is a better one than "not touched by ...".
+    """
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@runtime_checkable
+class Initialiser(Protocol):
+    """What all initialisers share. `name` appears in reports, `kind` decides where in a chain it may stand."""
+
+    name: str
+    kind: Kind
+
+    def propose(self, model: nn.Module, request: Request) -> Proposal:
+        """New values for `model`, which is not changed."""
+
+
+@dataclass(frozen=True)
+class InitialiserInfo:
+    """One row of `list_initialisers()`."""
+
+    name: str
+    kind: str
+    needs: tuple[str, ...]
+    paper: str
+    summary: str
+
+
+_REGISTRY: dict[str, tuple[InitialiserInfo, Callable[[], Initialiser]]] = {}
+_ENTRY_POINTS = "powerhouse.initialisers"
+
+
+def register(name: str, *, kind: Kind, needs: tuple[str, ...] = (), paper: str = "", summary: str = "") -> Callable:
+    """Decorator: make a zero-argument factory of an `Initialiser` known under `name`.
+
+    Third parties call it in a module that they name under the entry point group `powerhouse.initialisers`.
+
+    Raises:
+        ConfigError: `name` is taken, or holds a character that the chain syntax needs.
+    """
+
+    def decorate(factory: Callable[[], Initialiser]) -> Callable[[], Initialiser]:
+        if name in _REGISTRY:
+            raise ConfigError(f"initialiser {name!r} is registered already; choose another name")
+        if "+" in name or "/" in name or not name:
+            raise ConfigError(f"initialiser name {name!r} must not be empty or hold '+' or '/'")
+        _REGISTRY[name] = (InitialiserInfo(name, kind.value, tuple(needs), paper, summary), factory)
+        return factory
+
+    return decorate
+
+
+def _registry() -> dict[str, tuple[InitialiserInfo, Callable[[], Initialiser]]]:
+    """The registry with the built-in initialisers and those of installed third parties loaded."""
+    import generators.pointwise
+    import generators.refining  # noqa: F401  (both register by being imported)
+
+    for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS):
+        entry.load()
+    return _REGISTRY
+
+
+def list_initialisers() -> list[InitialiserInfo]:
+    """Every registered initialiser: name, kind, what it needs (data, loss, ...), source paper and a summary."""
+    return [info for info, _ in _registry().values()]
+
+
+def resolve(spec: str | Initialiser) -> list[Initialiser]:
+    """The chain of initialisers that `spec` names, checked for order.
+
+    Args:
+        spec: an initialiser or generator object; or names joined by `+`, each a registered initialiser, a published
+            generator, or where a checkpoint lies (folder, https url, hub id).
+
+    Raises:
+        UnknownNameError: a step is none of these.
+        ConfigError: the chain is empty, or a full initialiser follows another step and would undo it.
+    """
+    from generators.checkpoint import list_generators, load, looks_like_location
+
+    if not isinstance(spec, str):
+        if not isinstance(spec, Initialiser):
+            raise ConfigError(f"expected an initialiser, a generator or a name, got {type(spec).__name__}")
+        return [spec]
+    registry = _registry()
+    published = {entry.name for entry in list_generators()}
+    parts = [spec] if Path(spec).expanduser().is_dir() else [part.strip() for part in spec.split("+")]
+    chain: list[Initialiser] = []
+    for part in parts:
+        if not part:
+            raise ConfigError(f"empty step in the chain {spec!r}; write it like 'he+lsuv'")
+        if part in registry:
+            chain.append(registry[part][1]())
+        elif part in published or looks_like_location(part):
+            chain.append(load(part))
+        else:
+            raise unknown_name(
+                "initialiser or generator", part, [*registry, *published],
+                way_out="`python -m generators list` shows all.",
+            )  # fmt: skip
+    for step in chain[1:]:
+        if step.kind is not Kind.REFINING:
+            raise ConfigError(
+                f"{step.name!r} fills every weight from nothing, so it would undo the steps before it in {spec!r}; "
+                "put it first"
+            )
+    return chain
+
+
+def _check_model(model: nn.Module) -> None:
+    """Raise `ModelError` for models that cannot be filled."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    named = dict(model.named_parameters())
+    if not named:
+        raise ModelError(f"{type(model).__name__} has no parameters: there is nothing to initialise")
+    for name, value in named.items():
+        if isinstance(value, UninitializedTensorMixin):
+            raise ModelError(f"{name} is a lazy parameter without a shape; run the model once on a batch first")
+        if value.is_meta:
+            raise ModelError(f"{name} is on the meta device; give it storage first: model.to_empty(device='cpu')")
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by state-dict name, as the live objects. Tied ones appear under each name."""
+    return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+
+
+def reset_running_statistics(model: nn.Module, name: str) -> Proposal:
+    """Start values for the running statistics of normalisation layers: they described the weights that go away."""
+    proposal = Proposal()
+    starts = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+    for path, module in model.named_modules():
+        if not getattr(module, "track_running_stats", False):
+            continue
+        for leaf, start in starts.items():
+            value = getattr(module, leaf, None)
+            if isinstance(value, Tensor):
+                full = f"{path}.{leaf}" if path else leaf
+                proposal.values[full] = torch.full_like(value, start)
+                proposal.sources[full] = f"{name}: running statistics reset to {'1' if start else '0'}"
+    return proposal
+
+
+def _checked(proposal: Proposal, model: nn.Module, name: str) -> Proposal:
+    """The proposal if every tensor exists, fits, is finite and has kept its spread; raises otherwise."""
+    tensors = _tensors(model)
+    for key, value in proposal.values.items():
+        if key not in tensors:
+            raise ProposalError(f"{name}: proposed a value for {key!r}, which the model does not have")
+        if value.shape != tensors[key].shape:
+            raise ProposalError(
+                f"{name}: {key} has shape {tuple(tensors[key].shape)}, proposed was {tuple(value.shape)}"
+            )
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ProposalError(f"{name}: the value proposed for {key} holds NaN or infinity; nothing was written")
+    if proposal.sources.keys() & proposal.fallbacks.keys() or (
+        proposal.sources.keys() | proposal.fallbacks.keys() != proposal.values.keys()
+    ):
+        raise ProposalError(f"{name}: every proposed tensor must have exactly one source or fallback")
+    return proposal
+
+
+def _statistics(values: dict[str, Tensor], generated: Iterable[str], found: Inventory) -> dict[str, dict[str, float]]:
+    """Spread of every generated matrix against the He spread of its fan-in."""
+    wanted = {info.name: info for info in found if info.role in MATRIX_ROLES}
+    statistics = {}
+    for name in generated:
+        if name in wanted and values[name].numel() > 1:
+            std, target = values[name].float().std().item(), wanted[name].he_std
+            statistics[name] = {"std": std, "target_std": target, "std_ratio": std / target}
+    return statistics
+
+
+def _merge(first: Proposal, second: Proposal, step: str) -> Proposal:
+    """The account of `second` applied after `first`: a refined tensor keeps the name of who made it."""
+    merged = Proposal({**first.values, **second.values}, dict(first.sources), dict(first.fallbacks))
+    merged.kept = {**first.kept, **second.kept}
+    merged.notes = [*first.notes, *second.notes]
+    for name, source in second.sources.items():
+        if name in merged.fallbacks:
+            merged.fallbacks[name] += f", then {source}"
+        elif name in merged.sources:
+            merged.sources[name] += f", then {source}"
+        else:
+            merged.sources[name] = source
+    for name, reason in second.fallbacks.items():
+        merged.sources.pop(name, None)
+        merged.fallbacks[name] = reason
+    return merged
+
+
+def _without_protected(proposal: Proposal, infos: dict[str, ParameterInfo], frozen: bool) -> Proposal:
+    """Drop what must not be written: frozen parameters (unless asked) and second names of tied parameters."""
+    for name in list(proposal.values):
+        info = infos.get(name)
+        reason = None
+        if info and info.tied_to:
+            reason = f"tied to {info.tied_to}"
+        elif info and not info.trainable and not frozen:
+            reason = "frozen (requires_grad=False); pass frozen=True to fill it"
+        if reason:
+            del proposal.values[name]
+            proposal.sources.pop(name, None)
+            proposal.fallbacks.pop(name, None)
+            proposal.kept[name] = reason
+    return proposal
+
+
+@torch.no_grad()
+def _write(model: nn.Module, values: dict[str, Tensor]) -> None:
+    tensors = _tensors(model)
+    for name, value in values.items():
+        tensors[name].copy_(value)
+
+
+def init(
+    model: nn.Module,
+    spec: str | Initialiser,
+    *,
+    seed: int = 0,
+    member: int = 0,
+    data: Iterable | None = None,
+    loss: Callable | None = None,
+    example_inputs: Any = None,
+    frozen: bool = False,
+) -> InitReport:
+    """Fill `model` in place, or raise and leave it as it was.
+
+    Args:
+        model: any module with parameters.
+        spec: a chain of names such as `"he"`, `"noise-ghn-digits"`, `"orthogonal+lsuv"`; or an initialiser object.
+        seed: root seed; the same (spec, model, seed, member) gives bit-identical weights. The global random state is
+            neither used nor changed.
+        member: index in the population named by `seed`.
+        data: batches `(inputs, targets)` for steps that need data.
+        loss: `loss(outputs, targets) -> scalar` for steps that need one.
+        example_inputs: a tensor, tuple or dict that the model accepts, if the tracer cannot guess one.
+        frozen: also fill parameters with `requires_grad=False`.
+
+    Returns:
+        The account of every tensor of the model.
+
+    Raises:
+        UnknownNameError: a step of the chain does not exist.
+        ModelError: the model has nothing to fill or cannot be filled.
+        ProposalError: an initialiser gave values that do not fit; nothing was written.
+        CollapseError: a generated weight has lost its spread; nothing was written.
+    """
+    _check_model(model)
+    chain = resolve(spec)
+    name = spec if isinstance(spec, str) else chain[0].name
+    found = inventory(model)
+    infos = {info.name: info for info in found}
+    request = Request(found, seed=seed, member=member, data=data, loss=loss, example_inputs=example_inputs)
+    merged, working = Proposal(), model
+    for number, step in enumerate(chain):
+        proposal = step.propose(working, request)
+        if step.kind is not Kind.REFINING:
+            resets = reset_running_statistics(model, step.name)
+            for key, value in resets.values.items():
+                if key not in proposal.values:
+                    proposal.values[key], proposal.sources[key] = value, resets.sources[key]
+        proposal = _checked(_without_protected(proposal, infos, frozen), model, step.name)
+        merged = _merge(merged, proposal, step.name)
+        if number + 1 < len(chain):
+            working = copy.deepcopy(model) if working is model else working
+            _write(working, proposal.values)
+    statistics = _statistics(merged.values, merged.sources, found)
+    collapsed = [key for key, row in statistics.items() if row["std_ratio"] < COLLAPSED_STD_RATIO]
+    if collapsed and chain[0].kind in (Kind.LOCAL, Kind.GLOBAL):
+        raise CollapseError(
+            f"{name}: the generated {collapsed[0]} (and {len(collapsed) - 1} more) has lost its spread "
+            f"(std {statistics[collapsed[0]]['std']:.2e} against {statistics[collapsed[0]]['target_std']:.2e} for He); "
+            "nothing was written; refit the generator or use another one"
+        )
+    kept = {key: merged.kept.get(key, f"not touched by {name}") for key in _tensors(model) if key not in merged.values}
+    report = InitReport(
+        name, seed, member, merged.sources, merged.fallbacks, kept, statistics, tuple(dict.fromkeys(merged.notes))
+    )  # fmt: skip
+    report.check(set(_tensors(model)))
+    _write(model, merged.values)
+    log.debug("%s", report)
+    return report

@@ -1,0 +1,124 @@
+"""Pointwise initialisers: each weight is drawn on its own, given only its fan (over `torch.nn.init`).
+
+They are also the named fallback of every learned initialiser for tensors that it does not generate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from generators.initialiser import Kind, Proposal, Request, register
+from generators.inventory import BIAS_ROLES, MATRIX_ROLES, ParameterInfo, Role
+from generators.seeds import stream
+
+TABLE_STD = 0.02  # position tables, tokens and relative-bias tables: the habit of the transformer literature
+
+Draw = Callable[[Tensor, ParameterInfo, torch.Generator], None]
+
+
+def _normal(std: Callable[[ParameterInfo], float]) -> Draw:
+    return lambda block, info, generator: nn.init.normal_(block, 0.0, std(info), generator=generator)
+
+
+def _uniform(std: Callable[[ParameterInfo], float]) -> Draw:
+    def draw(block: Tensor, info: ParameterInfo, generator: torch.Generator) -> None:
+        bound = math.sqrt(3.0) * std(info)
+        nn.init.uniform_(block, -bound, bound, generator=generator)
+
+    return draw
+
+
+def _he(info: ParameterInfo) -> float:
+    return math.sqrt(2.0 / max(info.fan_in, 1))
+
+
+def _xavier(info: ParameterInfo) -> float:
+    return math.sqrt(2.0 / max(info.fan_in + info.fan_out, 1))
+
+
+def _lecun(info: ParameterInfo) -> float:
+    return math.sqrt(1.0 / max(info.fan_in, 1))
+
+
+def _torch_default(info: ParameterInfo) -> float:
+    return math.sqrt(1.0 / (3.0 * max(info.fan_in, 1)))  # kaiming_uniform_(a=sqrt(5))
+
+
+def _truncated(block: Tensor, info: ParameterInfo, generator: torch.Generator) -> None:
+    nn.init.trunc_normal_(block, 0.0, TABLE_STD, generator=generator)
+
+
+def _orthogonal(block: Tensor, info: ParameterInfo, generator: torch.Generator) -> None:
+    nn.init.orthogonal_(block, math.sqrt(2.0), generator=generator)
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """Draws every matrix with `draw`, sets biases to 0 and norm scales to 1.
+
+    Attributes:
+        name: the registered name.
+        draw: fills one matrix `[fan_out, ...]` in place; stacked matrices (query-key-value, gates) one by one.
+    """
+
+    name: str
+    draw: Draw
+    kind: Kind = Kind.POINTWISE
+
+    def value(self, info: ParameterInfo, seed: int, member: int) -> tuple[Tensor | None, str]:
+        """The value for one parameter and a word on how it was made; None where the constructor's value stays."""
+        value = torch.empty(info.shape)
+        generator = stream(seed, "pointwise", member, info.name)
+        if info.role in MATRIX_ROLES:
+            for block in value.chunk(info.blocks):
+                self.draw(block, info, generator)
+            return value, self.name
+        if info.role in BIAS_ROLES:
+            return value.zero_(), f"{self.name}: {info.role.value} 0"
+        if info.role is Role.NORM_SCALE:
+            return value.fill_(1.0), f"{self.name}: norm_scale 1"
+        if info.role is Role.EMBEDDING:
+            return nn.init.normal_(value, generator=generator), f"{self.name}: embedding N(0, 1)"
+        if info.role in (Role.POSITION_TABLE, Role.TOKEN, Role.RELATIVE_BIAS):
+            nn.init.trunc_normal_(value, std=TABLE_STD, generator=generator)
+            return value, f"{self.name}: {info.role.value} truncated normal, std {TABLE_STD}"
+        return None, f"{info.role.value} keeps the value of its constructor"
+
+    def propose(self, model: nn.Module, request: Request) -> Proposal:
+        """Values for every parameter whose role a pointwise rule covers."""
+        proposal = Proposal()
+        for info in request.inventory:
+            self.fill(proposal, info, request)
+        return proposal
+
+    def fill(self, proposal: Proposal, info: ParameterInfo, request: Request, *, because: str = "") -> None:
+        """Add the value of `info` to `proposal`; as a named fallback if `because` says why the proposer has none."""
+        value, how = self.value(info, request.seed, request.member)
+        if value is None:
+            proposal.kept[info.name] = f"{how}; {because}" if because else how
+            return
+        proposal.values[info.name] = value
+        (proposal.fallbacks if because else proposal.sources)[info.name] = f"{how} ({because})" if because else how
+
+
+HE = Pointwise("he", _normal(_he))
+
+_KAIMING = "He et al., ICCV 2015, arXiv 1502.01852"
+_GLOROT = "Glorot and Bengio, AISTATS 2010"
+
+for _initialiser, _paper, _summary in (
+    (HE, _KAIMING, "normal, variance 2 / fan-in"),
+    (Pointwise("he-uniform", _uniform(_he)), _KAIMING, "uniform, variance 2 / fan-in"),
+    (Pointwise("xavier", _normal(_xavier)), _GLOROT, "normal, variance 2 / (fan-in + fan-out)"),
+    (Pointwise("xavier-uniform", _uniform(_xavier)), _GLOROT, "uniform, variance 2 / (fan-in + fan-out)"),
+    (Pointwise("lecun", _normal(_lecun)), "LeCun et al., Efficient BackProp, 1998", "normal, variance 1 / fan-in"),
+    (Pointwise("torch", _uniform(_torch_default)), "", "torch's default weights: uniform, variance 1 / (3 fan-in)"),
+    (Pointwise("trunc-normal", _truncated), "", f"truncated normal, std {TABLE_STD} whatever the fan"),
+    (Pointwise("orthogonal", _orthogonal), "Saxe et al., 2013, arXiv 1312.6120", "orthogonal rows or columns, gain sqrt 2"),
+):  # fmt: skip
+    register(_initialiser.name, kind=Kind.POINTWISE, paper=_paper, summary=_summary)(lambda made=_initialiser: made)
