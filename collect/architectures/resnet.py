@@ -1,0 +1,61 @@
+"""CIFAR ResNets (He et al., CVPR 2016, arXiv 1512.03385, section 4.2) with parameter-free shortcuts (option A).
+
+Depth 6n + 2: a stem, three stages of n blocks of two 3x3 convolutions, a classifier. ResNet-20-w16 has 19 of them.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from collect.architectures.stages import STAGES, check_image, convolution, head
+from generators.errors import ConfigError
+
+
+class Shortcut(nn.Module):
+    """Option A: every `stride`-th pixel, and zero channels on both sides up to `outputs`; no parameters.
+
+    A leaf for `collect.stacked`, which has a rule for it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = (outputs - inputs) // 2
+        self.after = outputs - inputs - self.before
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[N, inputs, H, W]` to `[N, outputs, ceil(H / stride), ceil(W / stride)]`."""
+        return F.pad(images[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class Block(nn.Module):
+    """`relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))`."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *convolution(inputs, outputs, 3, stride=stride), nn.ReLU(), *convolution(outputs, outputs, 3)
+        )
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else Shortcut(inputs, outputs, stride=stride)
+        self.activation = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[N, inputs, H, W]` to `[N, outputs, H / stride, W / stride]`."""
+        return self.activation(self.body(images) + self.shortcut(images))
+
+
+def build(depth: int, width: int, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """`resnet-DEPTH-wWIDTH` for images `(C, H, W)`. Raises `ConfigError` unless DEPTH is 6n + 2 with n >= 1."""
+    if depth < 8 or (depth - 2) % 6:
+        below = max(8, depth - (depth - 2) % 6)
+        raise ConfigError(f"the depth of a resnet is 6n + 2 (8, 14, 20, ...), got {depth}; try {below} or {below + 6}")
+    check_image("resnet", shape)
+    layers: list[nn.Module] = [*convolution(shape[0], width, 3), nn.ReLU()]
+    inputs = width
+    for stage in range(STAGES):
+        for number in range((depth - 2) // 6):
+            layers.append(Block(inputs, width << stage, stride=2 if stage and not number else 1))
+            inputs = width << stage
+    return nn.Sequential(*layers, *head(inputs, classes))
