@@ -8,7 +8,6 @@ test split stays what it is.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,13 +106,15 @@ class Raw:
 class Source:
     """How to get one set from torchvision: class name and arguments for its training and test part.
 
-    `test` None: no official test split. `size`: side length to which images of varying size are scaled.
+    `test` None: no official test split. `size`: side length to which images of varying size are scaled. `downloads`
+    False: torchvision cannot fetch it.
     """
 
     dataset: str
     train: dict[str, Any]
     test: dict[str, Any] | None
     size: int | None = None
+    downloads: bool = True
 
 
 _FLAG: tuple[dict, dict] = ({"train": True}, {"train": False})
@@ -125,8 +126,8 @@ SOURCES: dict[str, Source] = {
     "fashion-mnist": Source("FashionMNIST", *_FLAG),
     "kmnist": Source("KMNIST", *_FLAG),
     "qmnist": Source("QMNIST", *_FLAG),
-    "emnist-letters": Source("EMNIST", *({"split": "letters", **flag} for flag in _FLAG)),
-    "emnist-balanced": Source("EMNIST", *({"split": "balanced", **flag} for flag in _FLAG)),
+    "emnist-letters": Source("EMNIST", {"split": "letters", "train": True}, {"split": "letters", "train": False}),
+    "emnist-balanced": Source("EMNIST", {"split": "balanced", "train": True}, {"split": "balanced", "train": False}),
     "usps": Source("USPS", *_FLAG),
     "semeion": Source("SEMEION", {}, None),
     "svhn": Source("SVHN", *_SPLIT),
@@ -134,7 +135,7 @@ SOURCES: dict[str, Source] = {
     "pcam": Source("PCAM", *_SPLIT),
     "eurosat": Source("EuroSAT", {}, None),
     "gtsrb": Source("GTSRB", *_SPLIT, size=32),
-    "fer2013": Source("FER2013", {"split": "train"}, None),
+    "fer2013": Source("FER2013", {"split": "train"}, None, downloads=False),
     "dtd": Source("DTD", *_SPLIT, size=64),
     "flowers102": Source("Flowers102", *_SPLIT, size=64),
     "food101": Source("Food101", *_SPLIT, size=64),
@@ -180,7 +181,7 @@ def _torchvision(name: str, root: Path, download: bool) -> Raw:
 
     source = SOURCES[name]
     kind = getattr(torchvision.datasets, source.dataset)
-    fetch = {"download": download} if "download" in inspect.signature(kind).parameters else {}
+    fetch = {"download": download} if source.downloads else {}
 
     def part(arguments: dict[str, Any]) -> Any:
         try:
@@ -296,8 +297,9 @@ def from_arrays(raw: Raw, name: str, *, split_seed: int = 0) -> ImageSet:
     std = train.images.std((0, 2, 3)).clamp_min(1e-6)  # a constant channel stays constant
     for part in (train, validation, test):
         part.images.sub_(mean[:, None, None]).div_(std[:, None, None])
+    _, channels, height, width = images.shape
     return ImageSet(
-        name, digest, train, validation, test, raw.classes, tuple(images.shape[1:]),
+        name, digest, train, validation, test, raw.classes, (channels, height, width),
         tuple(mean.tolist()), tuple(std.tolist()), split_seed,
     )  # fmt: skip
 

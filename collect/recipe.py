@@ -92,7 +92,7 @@ class Recipe:
             object.__setattr__(self, "saved", tuple(self.saved))
         if isinstance(self.saved, str):
             _choice("saved", self.saved, ("last", "all"))
-        elif not self.saved or not all(isinstance(epoch, int) and 0 <= epoch <= self.epochs for epoch in self.saved):
+        elif not self.saved or not all(epoch in range(self.epochs + 1) for epoch in self.saved):
             raise ConfigError(
                 f"recipe: saved must be 'last', 'all' or whole epochs from 0 to {self.epochs}, got {self.saved!r}"
             )

@@ -24,7 +24,7 @@ class Family:
     """One architecture family.
 
     Attributes:
-        build: `build(depth, width, *, shape, classes)` makes a module from images `[N, C, H, W]` to logits `[N, classes]`.
+        build: `build(depth, width, *, shape, classes)`, a module from images `[N, C, H, W]` to logits `[N, classes]`.
         depth: what the number after the family's name counts.
         width: what the number after `w` counts.
         paper: where the family comes from.
@@ -122,6 +122,6 @@ def build(architecture: Architecture | str, *, shape: tuple[int, int, int], clas
         raise ConfigError(f"{architecture}: depth and width must be at least 1, as in resnet-8-w4")
     if classes < 2:
         raise ConfigError(f"{architecture}: a classifier needs at least 2 classes, got {classes}")
-    if len(shape) != 3 or min(shape) < 1:
+    if min(shape) < 1:
         raise ConfigError(f"{architecture}: image shape must be (channels, height, width), got {tuple(shape)}")
     return FAMILIES[architecture.family].build(architecture.depth, architecture.width, shape=shape, classes=classes)
