@@ -194,6 +194,7 @@ def save(generator: Generator, folder: str | os.PathLike[str]) -> Path:
     try:
         safetensors.torch.save_model(generator, str(stage / WEIGHTS))
         (stage / CARD).write_text(_card_for_people(generator), encoding="utf-8")
+        (stage / WEIGHTS).chmod((stage / CARD).stat().st_mode)  # safetensors lets nobody else read; the umask decides
         description["files"] = {name: _sha256(stage / name) for name in (WEIGHTS, CARD)}
         description = json.loads(_canonical(description))  # as a reader will see it: lists for tuples, text for keys
         (stage / CONFIG).write_bytes(_render({**description, "digest": _digest(description)}))

@@ -38,6 +38,7 @@ class Generator(nn.Module, ABC):
 
     Config: ClassVar[type]
     kind: ClassVar[Kind]
+    config: Any
 
     def __init__(self, config: Any, *, name: str = "", card: dict | None = None) -> None:
         super().__init__()

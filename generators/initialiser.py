@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from generators.errors import CollapseError, ConfigError, ModelError, ProposalError, unknown_name
 from generators.inventory import MATRIX_ROLES, Inventory, ParameterInfo, inventory
@@ -78,8 +78,13 @@ class Proposal:
 class Initialiser(Protocol):
     """What all initialisers share. `name` appears in reports, `kind` decides where in a chain it may stand."""
 
-    name: str
-    kind: Kind
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    @property
+    def kind(self) -> Kind:
+        """What it looks at."""
 
     def propose(self, model: nn.Module, request: Request) -> Proposal:
         """New values for `model`, which is not changed."""
@@ -185,7 +190,7 @@ def _check_model(model: nn.Module) -> None:
     if not named:
         raise ModelError(f"{type(model).__name__} has no parameters: there is nothing to initialise")
     for name, value in named.items():
-        if isinstance(value, UninitializedTensorMixin):
+        if is_lazy(value):
             raise ModelError(f"{name} is a lazy parameter without a shape; run the model once on a batch first")
         if value.is_meta:
             raise ModelError(f"{name} is on the meta device; give it storage first: model.to_empty(device='cpu')")

@@ -18,7 +18,7 @@ from generators.seeds import stream
 
 TABLE_STD = 0.02  # position tables, tokens and relative-bias tables: the habit of the transformer literature
 
-Draw = Callable[[Tensor, ParameterInfo, torch.Generator], None]
+Draw = Callable[[Tensor, ParameterInfo, torch.Generator], object]
 
 
 def _normal(std: Callable[[ParameterInfo], float]) -> Draw:

@@ -1,0 +1,314 @@
+"""Look at the initialisers and generators that exist, fetch them, and fill models without writing code.
+
+python -m generators list
+
+python -m generators init --model torchvision:resnet18 --with he --seed 0 --out weights.safetensors
+
+python -m generators sample --model torchvision:resnet18 --with he -n 5 --out ensemble.safetensors
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors.torch
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from tyro.conf import Positional, arg, subcommand
+
+import generators
+from generators.checkpoint import list_generators, locate, looks_like_location, verify
+from generators.errors import ConfigError, ModelError, unknown_name
+from generators.generator import Generator
+from generators.initialiser import init, list_initialisers, resolve
+from generators.inventory import inventory
+from generators.seeds import isolated
+from generators.statistics import measure_states
+
+WIDTH_OF_PIPES = 160  # characters per line where standard output is no terminal
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else WIDTH_OF_PIPES)
+
+
+# ---- models and other objects by name
+
+
+def _named(text: str, what: str) -> Any:
+    """The object that `module.path:name` names.
+
+    Raises:
+        ConfigError: the text has another form, or there is no such module or name in it.
+    """
+    path, _, name = text.partition(":")
+    if not path or not name:
+        raise ConfigError(f"{what} {text!r}: write it as module.path:callable")
+    try:
+        found = importlib.import_module(path)
+    except ImportError as error:
+        raise ConfigError(f"{what} {text!r}: {error}; is it installed, or in the current folder?") from error
+    if not hasattr(found, name):
+        raise unknown_name(f"name in {path}", name, [known for known in vars(found) if not known.startswith("_")])
+    return getattr(found, name)
+
+
+def _torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
+    models = _named("torchvision:models", "model")
+    if name not in models.list_models():
+        raise unknown_name("torchvision model", name, models.list_models())
+    return models.get_model(name, weights=None, **arguments)
+
+
+def _timm(name: str, arguments: dict[str, Any]) -> nn.Module:
+    create, known = _named("timm:create_model", "model"), _named("timm:list_models", "model")()
+    if name not in known:
+        raise unknown_name("timm model", name, known)
+    return create(name, pretrained=False, **arguments)
+
+
+_MODEL_SOURCES: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}
+
+
+def build_model(text: str, arguments: dict[str, Any], *, seed: int) -> nn.Module:
+    """The model that `text` names; whatever its constructor draws comes from `seed`.
+
+    Args:
+        text: `torchvision:NAME`, `timm:NAME` or `module.path:callable`.
+        arguments: keyword arguments of its constructor.
+        seed: root seed.
+
+    Raises:
+        UnknownNameError: no such model.
+        ConfigError: the text has another form or names nothing.
+        ModelError: the constructor fails, with its own exception as the cause, or does not give a module.
+    """
+    source, _, name = text.partition(":")
+    with isolated(seed, "model"):
+        if source not in _MODEL_SOURCES:
+            build = _named(text, "model")
+        try:
+            model = _MODEL_SOURCES[source](name, arguments) if source in _MODEL_SOURCES else build(**arguments)
+        except generators.PowerhouseError:
+            raise
+        except Exception as error:  # whatever a foreign constructor raises; it is chained, not swallowed
+            raise ModelError(f"model {text!r} cannot be built with {arguments}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model {text!r} gave a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+# ---- files
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file in the folder of `path`, make it durable and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask says; safetensors writes files that only they can read
+        write(temporary)
+        temporary.chmod(mode)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---- commands
+
+
+@dataclass(frozen=True)
+class List:
+    """Every initialiser and every published generator."""
+
+    json: bool = False
+    """print JSON instead of tables"""
+
+    def __call__(self) -> None:
+        initialisers, published = list_initialisers(), list_generators()
+        if self.json:
+            rows: dict[str, list[Any]] = {"initialisers": initialisers, "generators": published}
+            print(json.dumps(rows, default=dataclasses.asdict, indent=1))
+            return
+        table = Table("initialiser", "kind", "needs", "summary", "source", title="built in", title_justify="left")
+        for info in initialisers:
+            table.add_row(info.name, info.kind, ", ".join(info.needs), info.summary, info.paper)
+        _console().print(table)
+        table = Table("generator", "kind", "data", "size", "summary", title="published", title_justify="left")
+        for entry in published:
+            table.add_row(entry.name, entry.kind, entry.data, f"{entry.size_bytes / 1e6:.1f} MB", entry.summary)
+        _console().print(table if published else "no generator is published yet; `python -m train_generators` fits one")
+
+
+@dataclass(frozen=True)
+class Show:
+    """All that is known about one initialiser or generator, as JSON. A generator's files are checked."""
+
+    name: Positional[str]
+    """a name from `list`, a folder, an https url or a hub id"""
+
+    def __call__(self) -> None:
+        for info in list_initialisers():
+            if info.name == self.name:
+                print(json.dumps(dataclasses.asdict(info), indent=1))
+                return
+        if not looks_like_location(self.name) and self.name not in (entry.name for entry in list_generators()):
+            known = [info.name for info in list_initialisers()] + [entry.name for entry in list_generators()]
+            raise unknown_name("initialiser or generator", self.name, known)
+        folder = locate(self.name)
+        print(json.dumps({"folder": str(folder), **verify(folder)}, indent=1))
+
+
+@dataclass(frozen=True)
+class Download:
+    """Fetch a generator into the cache, check it and print its folder."""
+
+    name: Positional[str]
+    """a published name, an https url or a hub id"""
+
+    def __call__(self) -> None:
+        folder = locate(self.name)
+        verify(folder)
+        print(folder)
+
+
+@dataclass(frozen=True)
+class _Fill:
+    """What `init` and `sample` share."""
+
+    model: str
+    """torchvision:NAME, timm:NAME or module.path:callable"""
+    with_: Annotated[str, arg(name="with")]
+    """what fills it: a chain of names such as he, orthogonal+lsuv, noise-ghn-digits, or where a checkpoint lies"""
+    out: Path
+    """file to write, NAME.safetensors; the settings and the account go to NAME.safetensors.json"""
+    seed: int = 0
+    """root seed; the same seed gives bit-identical weights"""
+    model_arguments: str = "{}"
+    """keyword arguments of the model's constructor as JSON, such as '{"num_classes": 10}'"""
+    input_shape: tuple[int, ...] = ()
+    """shape of the model's input with the batch axis, if the tracer cannot guess it: 1 3 224 224"""
+    data: str = ""
+    """for initialisers that need data: module.path:callable that gives batches (inputs, targets)"""
+    loss: str = ""
+    """for initialisers that need a loss: module.path:callable, loss(outputs, targets)"""
+
+    def _model(self) -> nn.Module:
+        if self.out.suffix != ".safetensors":
+            raise ConfigError(f"--out {self.out}: the name must end in .safetensors")
+        try:
+            arguments = json.loads(self.model_arguments)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"--model-arguments {self.model_arguments!r} is not JSON: {error}") from error
+        if not isinstance(arguments, dict):
+            raise ConfigError(f"--model-arguments {self.model_arguments!r} must be a JSON object")
+        return build_model(self.model, arguments, seed=self.seed)
+
+    def _aids(self) -> dict[str, Any]:
+        """The keyword arguments of `init` besides seed and member."""
+        return dict(
+            data=_named(self.data, "data")() if self.data else None,
+            loss=_named(self.loss, "loss") if self.loss else None,
+            example_inputs=torch.zeros(self.input_shape) if self.input_shape else None,
+        )
+
+    def _write(self, save: Callable[[Path], object], **facts: Any) -> None:
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
+        record = {"command": settings, "powerhouse": generators.__version__, "torch": torch.__version__, **facts}
+        _replace(self.out, save)
+        text = json.dumps(record, indent=1) + "\n"
+        _replace(self.out.with_name(self.out.name + ".json"), lambda path: path.write_text(text, encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Init(_Fill):
+    """Fill a model and write its state dict; prints the account of every tensor."""
+
+    member: int = 0
+    """which member of the population that the seed names"""
+    measure: bool = False
+    """also measure rank, distinct values and spread of every matrix"""
+
+    def __call__(self) -> None:
+        model = self._model()
+        report = init(model, self.with_, seed=self.seed, member=self.member, **self._aids())
+        facts: dict[str, Any] = {"report": dataclasses.asdict(report)}
+        if self.measure:
+            facts["measured"] = _measure({name: value[None] for name, value in model.state_dict().items()}, model)
+        self._write(lambda path: safetensors.torch.save_model(model, str(path)), **facts)
+        print(report)
+        print(f"wrote {self.out}")
+
+
+@dataclass(frozen=True)
+class Sample(_Fill):
+    """Write n weight sets, stacked: every tensor gets a leading axis of length n."""
+
+    n: Annotated[int, arg(aliases=["-n"])] = 10
+    """how many members; member i does not depend on n"""
+
+    def __call__(self) -> None:
+        if self.n < 1:
+            raise ConfigError(f"-n {self.n}: there must be at least one member")
+        model = self._model()
+        states = self._states(model)
+        measured = _measure(states, model)
+        contiguous = {name: value.clone(memory_format=torch.contiguous_format) for name, value in states.items()}
+        self._write(lambda path: safetensors.torch.save_file(contiguous, path), measured=measured)
+        print(f"wrote {self.n} members of {len(states)} tensors to {self.out}")
+
+    def _states(self, model: nn.Module) -> dict[str, Tensor]:
+        chain = resolve(self.with_)
+        if len(chain) == 1 and isinstance(chain[0], Generator):
+            return chain[0].sample(model, self.n, seed=self.seed, example_inputs=self._aids()["example_inputs"])
+        members = []
+        for member in range(self.n):
+            filled = copy.deepcopy(model)
+            init(filled, self.with_, seed=self.seed, member=member, **self._aids())
+            members.append(filled.state_dict())
+        return {name: torch.stack([state[name] for state in members]) for name in members[0]}
+
+
+def _measure(states: dict[str, Tensor], model: nn.Module) -> dict[str, dict[str, float]]:
+    """The figures of all matrices, also as a table on the screen."""
+    rows = measure_states(states, inventory(model))
+    table = Table("matrix", "std", "std / He std", "distinct", "rank", "stable rank", "between members")
+    for name, row in rows.items():
+        table.add_row(
+            name, f"{row['std']:.4f}", f"{row['std_ratio']:.3f}", f"{row['distinct_share']:.3f}",
+            f"{row['numeric_rank']:.0f} of {row['rank_limit']:.0f}", f"{row['stable_rank']:.1f}",
+            f"{row['between_members']:.2f}" if "between_members" in row else "",
+        )  # fmt: skip
+    _console().print(table)
+    return rows
+
+
+Command = (
+    Annotated[List, subcommand("list")]
+    | Annotated[Show, subcommand("show")]
+    | Annotated[Download, subcommand("download")]
+    | Annotated[Init, subcommand("init")]
+    | Annotated[Sample, subcommand("sample")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command that `arguments` (default: the command line) describe."""
+    command: Any = tyro.cli(Command, prog="python -m generators", description=__doc__, args=arguments)
+    command()

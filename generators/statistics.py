@@ -1,0 +1,100 @@
+"""What generated weights are worth as numbers: spread, distinct values, rank. Variance is measured, not hoped for.
+
+Block tiling gives tensors that look random and are not: few distinct values, low rank. Decoders collapse to a constant.
+All figures are taken on the matrix view `[O, I * k]` of a weight, O output rows, I inputs per row, k kernel positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from generators.errors import ProposalError
+from generators.inventory import MATRIX_ROLES, Inventory
+
+RANK_TOLERANCE = 1e-3  # singular values above this share of the largest one count for the numeric rank
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """Figures of one tensor.
+
+    Attributes:
+        mean: mean of the values.
+        std: standard deviation of the values (divisor n - 1), 0 for a single value.
+        target_std: the spread it should have, NaN if nobody said.
+        std_ratio: std / target_std.
+        distinct_share: number of distinct values / number of values, in (0, 1].
+        numeric_rank: singular values above `RANK_TOLERANCE` of the largest.
+        rank_limit: the largest rank that the shape allows, min(O, I * k).
+        stable_rank: ||W||_F^2 / ||W||_2^2, in [1, rank_limit]; 0 for a matrix of zeros.
+    """
+
+    mean: float
+    std: float
+    target_std: float
+    std_ratio: float
+    distinct_share: float
+    numeric_rank: int
+    rank_limit: int
+    stable_rank: float
+
+
+def measure(tensor: Tensor, target_std: float | None = None) -> TensorStatistics:
+    """The figures of `tensor`, computed in float64 on its device.
+
+    Args:
+        tensor: `[O, I, *kernel]`, `[O, I]` or `[O]` (one column); not empty.
+        target_std: spread to compare with, such as He's.
+
+    Raises:
+        ProposalError: the tensor is empty or holds NaN or infinity.
+    """
+    if tensor.numel() == 0 or not torch.isfinite(tensor).all():
+        raise ProposalError("a tensor that is empty or holds NaN or infinity has no statistics")
+    values = tensor.detach().double()
+    matrix = values.reshape(values.shape[0] if values.ndim else 1, -1)
+    singular = torch.linalg.svdvals(matrix)
+    largest = singular[0].item()
+    std = values.std().item() if values.numel() > 1 else 0.0
+    target = float("nan") if target_std is None else float(target_std)
+    return TensorStatistics(
+        mean=values.mean().item(),
+        std=std,
+        target_std=target,
+        std_ratio=std / target if target else float("nan"),
+        distinct_share=tensor.detach().unique().numel() / tensor.numel(),
+        numeric_rank=int((singular > RANK_TOLERANCE * largest).sum()),
+        rank_limit=min(matrix.shape),
+        stable_rank=(singular.square().sum().item() / largest**2) if largest else 0.0,
+    )
+
+
+def measure_states(states: Mapping[str, Tensor], found: Inventory) -> dict[str, dict[str, float]]:
+    """The figures of every matrix of a sampled population, for the fit report of a generator.
+
+    Args:
+        states: tensor name -> `[n, ...]`, n members, as `Generator.sample` gives it.
+        found: inventory of the model; says which tensors are matrices and what spread He would give them.
+
+    Returns:
+        Tensor name -> the fields of `TensorStatistics` averaged over the members, and `between_members`: the standard
+        deviation between members, averaged over the entries, in units of `std` (about 1 for independent draws, 0 for
+        n copies); missing for a single member.
+    """
+    rows = {}
+    for info in found:
+        if info.role not in MATRIX_ROLES or info.tied_to or info.name not in states:
+            continue
+        stacked = states[info.name]
+        members = [dataclasses.asdict(measure(member, info.he_std)) for member in stacked]
+        row = {key: sum(member[key] for member in members) / len(members) for key in members[0]}
+        if len(members) > 1:
+            between = stacked.double().var(dim=0).mean().sqrt().item()
+            row["between_members"] = between / row["std"] if row["std"] else 0.0
+        rows[info.name] = row
+    return rows
