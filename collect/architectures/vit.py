@@ -7,7 +7,6 @@ times the width, norm, classifier on the class token. No dropout.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generators.errors import ConfigError
@@ -40,7 +39,8 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         split = self.query_key_value(tokens).unflatten(-1, (3, self.heads, HEAD_SIZE))
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [N, heads, T, HEAD_SIZE]
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        # written out, because torch's fused attention has no batching rule for many members at once
+        mixed = (query @ key.transpose(-1, -2) * HEAD_SIZE**-0.5).softmax(-1) @ value
         return self.projection(mixed.transpose(1, 2).flatten(2))
 
 
