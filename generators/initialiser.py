@@ -201,17 +201,24 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
 
-def reset_running_statistics(model: nn.Module, name: str) -> Proposal:
-    """Start values for the running statistics of normalisation layers: they described the weights that go away."""
+def reset_running_statistics(model: nn.Module, name: str, *, frozen: bool = False) -> Proposal:
+    """Start values for the running statistics of normalisation layers: they described the weights that go away.
+
+    Those of a layer whose own parameters are all frozen are kept unless `frozen`: they belong to what is kept.
+    """
     proposal = Proposal()
     starts = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
     for path, module in model.named_modules():
         if not getattr(module, "track_running_stats", False):
             continue
+        own = list(module.parameters(recurse=False))
+        keep = bool(own) and not frozen and not any(value.requires_grad for value in own)
         for leaf, start in starts.items():
             value = getattr(module, leaf, None)
-            if isinstance(value, Tensor):
-                full = f"{path}.{leaf}" if path else leaf
+            full = f"{path}.{leaf}" if path else leaf
+            if isinstance(value, Tensor) and keep:
+                proposal.kept[full] = "running statistics of a frozen layer; pass frozen=True to reset them"
+            elif isinstance(value, Tensor):
                 proposal.values[full] = torch.full_like(value, start)
                 proposal.sources[full] = f"{name}: running statistics reset to {'1' if start else '0'}"
     return proposal
@@ -227,8 +234,11 @@ def _checked(proposal: Proposal, model: nn.Module, name: str) -> Proposal:
             raise ProposalError(
                 f"{name}: {key} has shape {tuple(tensors[key].shape)}, proposed was {tuple(value.shape)}"
             )
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ProposalError(f"{name}: the value proposed for {key} holds NaN or infinity; nothing was written")
+        written = value.to(tensors[key].dtype) if tensors[key].is_floating_point() else value
+        if not torch.isfinite(written).all():
+            raise ProposalError(
+                f"{name}: the value for {key} holds NaN or infinity as {tensors[key].dtype}; nothing was written"
+            )
     if proposal.sources.keys() & proposal.fallbacks.keys() or (
         proposal.sources.keys() | proposal.fallbacks.keys() != proposal.values.keys()
     ):
@@ -332,7 +342,8 @@ def init(
     for number, step in enumerate(chain):
         proposal = step.propose(working, request)
         if step.kind is not Kind.REFINING:
-            resets = reset_running_statistics(model, step.name)
+            resets = reset_running_statistics(model, step.name, frozen=frozen)
+            proposal.kept = {**resets.kept, **proposal.kept}
             for key, value in resets.values.items():
                 if key not in proposal.values:
                     proposal.values[key], proposal.sources[key] = value, resets.sources[key]

@@ -110,6 +110,7 @@ HE = Pointwise("he", _normal(_he))
 
 _KAIMING = "He et al., ICCV 2015, arXiv 1502.01852"
 _GLOROT = "Glorot and Bengio, AISTATS 2010"
+_SAXE = "Saxe et al., 2013, arXiv 1312.6120"
 
 for _initialiser, _paper, _summary in (
     (HE, _KAIMING, "normal, variance 2 / fan-in"),
@@ -119,6 +120,6 @@ for _initialiser, _paper, _summary in (
     (Pointwise("lecun", _normal(_lecun)), "LeCun et al., Efficient BackProp, 1998", "normal, variance 1 / fan-in"),
     (Pointwise("torch", _uniform(_torch_default)), "", "torch's default weights: uniform, variance 1 / (3 fan-in)"),
     (Pointwise("trunc-normal", _truncated), "", f"truncated normal, std {TABLE_STD} whatever the fan"),
-    (Pointwise("orthogonal", _orthogonal), "Saxe et al., 2013, arXiv 1312.6120", "orthogonal rows or columns, gain sqrt 2"),
+    (Pointwise("orthogonal", _orthogonal), _SAXE, "orthogonal rows or columns, gain sqrt 2"),
 ):  # fmt: skip
     register(_initialiser.name, kind=Kind.POINTWISE, paper=_paper, summary=_summary)(lambda made=_initialiser: made)

@@ -40,7 +40,7 @@ class InitReport:
             lost, extra = sorted(names - union), sorted(union - names)
             raise ProposalError(
                 f"{self.initialiser}: the report does not account for every tensor exactly once "
-                f"(missing {lost[:5]}, not in the model {extra[:5]}); this is a fault of the initialiser, please report it"
+                f"(missing {lost[:5]}, not in the model {extra[:5]}); this is a fault of the initialiser, please tell"
             )
 
     @property
