@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/demo
 RUN := $(VENV)/bin/python
-# One stamp per environment: the install runs again only when pyproject.toml changes.
-STAMP := .make/installed-$(subst /,_,$(VENV))
+# In the environment, so that it goes with it: the install runs again only when pyproject.toml changes.
+STAMP := $(VENV)/.powerhouse-installed
 
 export OMP_NUM_THREADS := 1
 export PYTHONUNBUFFERED := 1
@@ -20,10 +20,12 @@ help: ## list the targets
 install: $(STAMP) ## make the virtual environment and install everything into it
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "python >= 3.11 is needed, this is " + sys.version.split()[0])'
-	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+	  "python >= 3.11 is needed, this is " + sys.version.split()[0] + "; another one: make PYTHON=python3.12 ...")'
+	@$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
+	  { echo "no virtual environment could be made; on Debian: apt install python3-venv" >&2; exit 1; }
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@mkdir -p $(@D) && touch $@
+	@touch $@
 
 demo: $(STAMP) ## collect, fit and compare on the embedded digits; the report is in $(OUT)
 	$(RUN) -m train_generators demo --out $(OUT)
@@ -41,5 +43,5 @@ format: $(STAMP) ## repair what `check` finds, where a tool can
 	$(RUN) -m ruff format .
 
 clean: ## remove the environment, caches and build outputs; results in runs/ stay
-	rm -rf .venv .make build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
