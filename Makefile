@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 	  "python >= 3.11 is needed, this is " + sys.version.split()[0] + "; another one: make PYTHON=python3.12 ...")'
 	@$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 	  { echo "no virtual environment could be made; on Debian: apt install python3-venv" >&2; exit 1; }
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(RUN) -m pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP) ## collect, fit and compare on the embedded digits; the report is in $(OUT)
