@@ -18,7 +18,7 @@ EPSILON = 1e-8
 
 
 class SGD:
-    """`v <- momentum v + g`, `w <- w - lr v`, with `g` the gradient plus `weight_decay w` (Nesterov: `g + momentum v`)."""
+    """`v <- momentum v + g`, `w <- w - lr v` with `g` = gradient plus `weight_decay w`; Nesterov: `g + momentum v`."""
 
     def __init__(self, weights: Tensor, recipe: Recipe) -> None:
         self.weights, self.recipe = weights, recipe

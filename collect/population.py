@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from collect import architectures, stacked
 from collect.augmentation import Batches
 from collect.data import ImageSet
-from collect.metrics import METRIC_NAMES, PARTS, losses, measure
+from collect.metrics import METRIC_NAMES, losses, measure
 from collect.optimisation import OPTIMISERS, clip
 from collect.recipe import Recipe
 from collect.schedules import learning_rate
@@ -57,7 +57,7 @@ class Population:
         recipe, seeds, data_digest: what was trained; seed k belongs to member k.
         architecture_json: family, depth, width, image shape and classes.
         form: how the members were run: grouped, vmap or loop.
-        status: per member, `"ok"` or `"diverged"` (`"stopped"` is for readers; this engine never leaves a run half-way).
+        status: per member, `"ok"` or `"diverged"` (this engine never leaves a run `"stopped"` half-way).
         layout, buffer_layout: what lies where in a row.
         weights: float32 `[K, C, P]`. Of a diverged member, from its divergence on, those that gave the first loss that
             was not finite (they may hold NaN).
@@ -153,7 +153,7 @@ class _Members:
         """Set members aside that trained until now and for which `finite` `[K]` is False."""
         if bool(finite.all()):
             return
-        lost = [member for member in (~finite.cpu() & self.training).nonzero().flatten().tolist()]
+        lost = (~finite.cpu() & self.training).nonzero().flatten().tolist()
         if lost:
             weights, buffers = self.rows()
             for member in lost:
@@ -165,16 +165,17 @@ class _Members:
 def _evaluate(form: Form, members: _Members, images: ImageSet, recipe: Recipe, device: torch.device) -> Tensor:
     """Metrics `[K, M]` in the order of `METRIC_NAMES`; see `Recipe.statistics`."""
     first = slice(CALIBRATION_IMAGES)
-    splits = [(getattr(images, part).images, getattr(images, part).labels) for part in PARTS]
-    splits[0] = (splits[0][0][first], splits[0][1][first])
-    pictures, labels = (torch.cat(parts).to(device) for parts in zip(*splits, strict=True))
+    pictures = images.train.images[first].to(device)
     buffers = members.buffers
     if recipe.statistics == "train":
-        buffers = stacked.calibrated(form, members.parameters, buffers, pictures[first])
-    found = stacked.logits(form, members.parameters, buffers, pictures)
-    sizes = [len(part_labels) for _, part_labels in splits]
-    parts = zip(found.split(sizes, dim=1), labels.split(sizes), strict=True)
-    return torch.cat([measure(part, part_labels) for part, part_labels in parts], dim=1)
+        buffers, found = stacked.calibrate(form, members.parameters, buffers, pictures)
+    else:
+        found = stacked.logits(form, members.parameters, buffers, pictures)
+    metrics = [measure(found, images.train.labels[first].to(device))]
+    for part in (images.validation, images.test):
+        found = stacked.logits(form, members.parameters, buffers, part.images.to(device))
+        metrics.append(measure(found, part.labels.to(device)))
+    return torch.cat(metrics, dim=1)
 
 
 def train(
@@ -208,8 +209,8 @@ def train(
     steps_per_epoch = len(images.train) // recipe.batch_size
     if steps_per_epoch < recipe.evaluations_per_epoch:
         raise ConfigError(
-            f"{images.name} has {len(images.train)} training images, {steps_per_epoch} batches of {recipe.batch_size} an "
-            f"epoch; a smaller batch_size is needed for {recipe.evaluations_per_epoch} evaluations per epoch"
+            f"{images.name} has {len(images.train)} training images, {steps_per_epoch} batches of {recipe.batch_size} "
+            f"an epoch; a smaller batch_size is needed for {recipe.evaluations_per_epoch} evaluations per epoch"
         )
     shape, classes = images.shape, len(images.classes)
     form = stacked.choose(recipe.architecture, shape=shape, classes=classes)

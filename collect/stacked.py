@@ -2,8 +2,8 @@
 
 Three forms of the same computation, from images `[K, N, C, H, W]` to logits `[K, N, classes]`:
 
-- `Grouped`: activations `[N, K C, H, W]` in channels-last order, convolutions with K groups, batch norm over K C channels
-  (which *is* batch norm per member), linear layers as batched products. Fastest for small networks on a CPU.
+- `Grouped`: activations `[N, K C, H, W]` in channels-last order, convolutions with K groups, batch norm over K C
+  channels (which *is* one per member), linear layers as batched products. Fastest for small networks on a CPU.
 - `Vmap`: `torch.func.vmap` over `functional_call`, for modules that `Grouped` has no rule for.
 - `Loop`: one member after the other. Slow and obvious; the others are measured against it.
 
@@ -29,12 +29,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from collect.architectures import Architecture, build
 from collect.architectures.resnet import Shortcut
+from collect.architectures.vit import ClassToken, Mix, Tokens, ToTokens
 from generators.errors import ConfigError
 from generators.seeds import stream
 
 log = logging.getLogger(__name__)
 
+LARGEST_STACKED = (
+    256  # pixels of an image; measured on a CPU: above, activations leave the cache and the loop is faster
+)
 CALIBRATION_IMAGES = 512  # training images on which batch-norm statistics are re-estimated for an evaluation
+EVALUATION_BATCH = 64  # images at a time in evaluations: small, so that activations of all members stay in cache
 
 Tensors = dict[str, Tensor]
 
@@ -48,6 +53,8 @@ class Form(Protocol):
 
     name: str
     module: nn.Module
+
+    def __init__(self, module: nn.Module) -> None: ...
 
     def __call__(self, parameters: Tensors, buffers: Tensors, images: Tensor, *, training: bool) -> Tensor:
         """Logits `[K, N, classes]` for images `[K, N, C, H, W]`.
@@ -76,7 +83,9 @@ class Loop:
             for member, own in zip(members, stacked.unbind(), strict=True):
                 member[name] = own
         inputs = (own.contiguous(memory_format=torch.channels_last) for own in images)
-        return torch.stack([functional_call(self.module, member, (own,)) for member, own in zip(members, inputs)])
+        return torch.stack(
+            [functional_call(self.module, member, (own,)) for member, own in zip(members, inputs, strict=True)]
+        )
 
 
 class Vmap:
@@ -95,7 +104,7 @@ class Vmap:
 
 # ---- the grouped form: one rule per kind of leaf module --------------------------------------------------------------
 # A rule gets the leaf module, the stacked tensors of its own (leaf name -> [K, ...]), the value and K. A value is
-# [N, K C, H, W] up to `Flatten` and [K, N, features] after it.
+# [N, K C, H, W] up to `Flatten` or `ToTokens`, and [K, N, ..., features] after it.
 
 Rule = Callable[[Any, Tensors, Tensor, int], Tensor]
 
@@ -103,11 +112,14 @@ Rule = Callable[[Any, Tensors, Tensor, int], Tensor]
 def _convolution(module: nn.Conv2d, own: Tensors, images: Tensor, members: int) -> Tensor:
     if module.padding_mode != "zeros":
         raise UnsupportedError(f"convolution with padding mode {module.padding_mode}")
-    bias = own["bias"].flatten() if module.bias is not None else None
-    return F.conv2d(
-        images, own["weight"].flatten(0, 1), bias, module.stride, module.padding, module.dilation,
-        members * module.groups,
-    )  # fmt: skip
+    weight, bias = own["weight"].flatten(0, 1), own["bias"].flatten() if "bias" in own else None
+    # A calibration pass has hundreds of images; outside the cache grouped convolution is up to four times slower.
+    pieces = (images,) if torch.is_grad_enabled() else images.split(EVALUATION_BATCH)
+    groups = members * module.groups
+    outputs = [
+        F.conv2d(piece, weight, bias, module.stride, module.padding, module.dilation, groups) for piece in pieces
+    ]
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
 def _batch_norm(module: nn.BatchNorm2d, own: Tensors, images: Tensor, members: int) -> Tensor:
@@ -123,10 +135,9 @@ def _batch_norm(module: nn.BatchNorm2d, own: Tensors, images: Tensor, members: i
 
 
 def _linear(module: nn.Linear, own: Tensors, features: Tensor, members: int) -> Tensor:
-    if features.dim() != 3:
-        raise UnsupportedError("linear layer before the flattening")
-    weight = own["weight"].transpose(1, 2)
-    return torch.baddbmm(own["bias"][:, None], features, weight) if "bias" in own else features @ weight
+    rows, weight = features.flatten(1, -2), own["weight"].transpose(1, 2)
+    outputs = torch.baddbmm(own["bias"][:, None], rows, weight) if "bias" in own else rows @ weight
+    return outputs.unflatten(1, features.shape[1:-1])
 
 
 def _flatten(module: nn.Flatten, own: Tensors, images: Tensor, members: int) -> Tensor:
@@ -140,7 +151,21 @@ def _shortcut(module: Shortcut, own: Tensors, images: Tensor, members: int) -> T
     return F.pad(pixels, (module.before, module.after)).flatten(3).permute(0, 3, 1, 2)
 
 
-def _channelwise(module: nn.Module, own: Tensors, value: Tensor, members: int) -> Tensor:
+def _to_tokens(module: ToTokens, own: Tensors, images: Tensor, members: int) -> Tensor:
+    return images.permute(0, 2, 3, 1).unflatten(3, (members, -1)).flatten(1, 2).movedim(2, 0)
+
+
+def _tokens(module: Tokens, own: Tensors, patches: Tensor, members: int) -> Tensor:
+    token = own["token"].expand(-1, patches.shape[1], -1, -1)
+    return torch.cat([token, patches], dim=2) + own["position"]
+
+
+def _layer_norm(module: nn.LayerNorm, own: Tensors, value: Tensor, members: int) -> Tensor:
+    scale, shift = (own[name].view(members, *[1] * (value.dim() - 2), -1) for name in ("weight", "bias"))
+    return F.layer_norm(value, module.normalized_shape, eps=module.eps) * scale + shift
+
+
+def _unchanged(module: nn.Module, own: Tensors, value: Tensor, members: int) -> Tensor:
     return module(value)
 
 
@@ -150,7 +175,12 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.Flatten: _flatten,
     Shortcut: _shortcut,
-    **dict.fromkeys((nn.ReLU, nn.GELU, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d), _channelwise),
+    ToTokens: _to_tokens,
+    Tokens: _tokens,
+    nn.LayerNorm: _layer_norm,
+    **dict.fromkeys((nn.ReLU, nn.GELU, nn.Identity), _unchanged),  # elementwise
+    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d), _unchanged),  # channel by channel
+    **dict.fromkeys((Mix, ClassToken), _unchanged),  # work on the last axes
 }
 
 
@@ -233,7 +263,7 @@ class Grouped:
 
 # ---- choosing a form -------------------------------------------------------------------------------------------------
 
-FORMS: tuple[type[Form], ...] = (Grouped, Vmap, Loop)
+FORMS: tuple[type[Form], ...] = (Grouped, Vmap)
 
 
 def template(architecture: Architecture | str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -245,14 +275,15 @@ def template(architecture: Architecture | str, *, shape: tuple[int, int, int], c
 def _probe(module: nn.Module, shape: tuple[int, int, int]) -> tuple[Tensors, Tensors, Tensor]:
     """Two members with random weights, and four images for each, in double precision."""
     generator = stream(0, "probe of the forms")
-    parameters, buffers = {}, {}
+    parameters: Tensors = {}
+    buffers: Tensors = {}
     for name, value in module.named_parameters():
         spread = 1 / math.sqrt(max(1, value.numel() // value.shape[0])) if value.dim() > 1 else 0.1
         drawn = spread * torch.randn(2, *value.shape, generator=generator, dtype=torch.float64)
-        parameters[name] = (drawn + (value.dim() == 1)).requires_grad_()  # vectors near 1, matrices near 0
-    for name, value in module.named_buffers():
-        kept = torch.float64 if value.is_floating_point() else value.dtype
-        buffers[name] = torch.ones(2, *value.shape, dtype=kept)
+        parameters[name] = drawn.add_(value.dim() == 1).requires_grad_()  # vectors near 1, matrices near 0
+    for name, buffer in module.named_buffers():
+        kept = torch.float64 if buffer.is_floating_point() else buffer.dtype
+        buffers[name] = torch.ones(2, *buffer.shape, dtype=kept)
     return parameters, buffers, torch.randn(2, 4, *shape, generator=generator, dtype=torch.float64)
 
 
@@ -274,10 +305,14 @@ def agree(form: Form, reference: Form, shape: tuple[int, int, int], *, tolerance
 
 @lru_cache(maxsize=256)
 def choose(architecture: str, *, shape: tuple[int, int, int], classes: int) -> Form:
-    """The first of `FORMS` that can run the architecture and agrees with the loop; the same in every process."""
+    """The form for an architecture, the same in every process.
+
+    It is the first of `FORMS` that can run the architecture and agrees with the loop, and the loop for images of more
+    than `LARGEST_STACKED` pixels.
+    """
     module = template(architecture, shape=shape, classes=classes)
     loop = Loop(module)
-    for kind in FORMS[:-1]:
+    for kind in FORMS if math.prod(shape[1:]) <= LARGEST_STACKED else ():
         try:
             form = kind(module)
             if agree(form, loop, shape):
@@ -306,13 +341,18 @@ def _batch_statistics(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def calibrated(form: Form, parameters: Tensors, buffers: Tensors, images: Tensor) -> Tensors:
-    """A copy of `buffers` whose running statistics are those of `images` `[N, C, H, W]`, the same for all members."""
+def calibrate(form: Form, parameters: Tensors, buffers: Tensors, images: Tensor) -> tuple[Tensors, Tensor]:
+    """Running statistics of `images` `[N, C, H, W]`, the same images for all members.
+
+    Returns:
+        A copy of `buffers` with these statistics, and the logits `[K, N, classes]` of the pass that took them.
+    """
+    if not buffers:
+        return buffers, logits(form, parameters, buffers, images)
     copies = {name: value.clone() for name, value in buffers.items()}
-    if copies:
-        with _batch_statistics(form.module):
-            form(parameters, copies, _shared(images, parameters), training=True)
-    return copies
+    with _batch_statistics(form.module):
+        found = form(parameters, copies, _shared(images, parameters), training=True)
+    return copies, found
 
 
 def _shared(images: Tensor, parameters: Tensors) -> Tensor:
@@ -321,7 +361,9 @@ def _shared(images: Tensor, parameters: Tensors) -> Tensor:
 
 
 @torch.no_grad()
-def logits(form: Form, parameters: Tensors, buffers: Tensors, images: Tensor, *, batch: int = 256) -> Tensor:
+def logits(
+    form: Form, parameters: Tensors, buffers: Tensors, images: Tensor, *, batch: int = EVALUATION_BATCH
+) -> Tensor:
     """Logits `[K, N, classes]` of all members on the same images `[N, C, H, W]`, `batch` at a time, evaluation mode."""
     parts = [form(parameters, buffers, _shared(part, parameters), training=False) for part in images.split(batch)]
     return torch.cat(parts, dim=1)
@@ -335,7 +377,7 @@ def predict(
     shape: tuple[int, int, int],
     classes: int,
     calibration: Tensor | None,
-    batch: int = 256,
+    batch: int = EVALUATION_BATCH,
 ) -> Tensor:
     """Logits of K networks of one architecture on the same images.
 
@@ -370,7 +412,7 @@ def predict(
     parameters = {name: value for name, value in stacked.items() if name in trained}
     buffers = {name: value for name, value in stacked.items() if name not in trained}
     if calibration is not None:
-        buffers = calibrated(form, parameters, buffers, calibration)
+        buffers, _ = calibrate(form, parameters, buffers, calibration)
     return logits(form, parameters, buffers, images, batch=batch)
 
 

@@ -11,8 +11,15 @@ from torch import Tensor, nn
 
 from generators.errors import ConfigError
 
-HEAD_SIZE = 8  # units per attention head; small, because these networks are 16 to 64 wide
+HEAD_SIZE = 16  # units per attention head; small, because these networks are 16 to 64 wide
 MOST_PATCHES = 8  # along one side: 2x2 patches for 8x8 images, 4x4 for 32x32
+
+
+class ToTokens(nn.Module):
+    """Pixels as a sequence: `[N, D, H, W]` to `[N, T, D]`, T = H W."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(2).transpose(1, 2)
 
 
 class Tokens(nn.Module):
@@ -27,21 +34,26 @@ class Tokens(nn.Module):
         return torch.cat([self.token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.position
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over `[N, T, D]`, all heads in one query-key-value projection."""
+class Mix(nn.Module):
+    """Scaled dot-product attention of all heads, without parameters: `[..., T, 3 D]` (q, k, v) to `[..., T, D]`."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, heads: int) -> None:
         super().__init__()
-        self.heads = width // HEAD_SIZE
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
+        self.heads = heads
+
+    def forward(self, projected: Tensor) -> Tensor:
+        split = projected.flatten(0, -3).unflatten(-1, (3, self.heads, -1))
+        query, key, value = split.permute(2, 0, 3, 1, 4)  # each [N, heads, T, size]
+        # Written out: torch's fused attention has no second derivative and no batching rule, initialisers need both.
+        mixed = (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).softmax(-1) @ value
+        return mixed.transpose(1, 2).flatten(2).unflatten(0, projected.shape[:-2])
+
+
+class ClassToken(nn.Module):
+    """The token that the classifier reads: `[..., T, D]` to `[..., D]`."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        split = self.query_key_value(tokens).unflatten(-1, (3, self.heads, HEAD_SIZE))
-        query, key, value = split.permute(2, 0, 3, 1, 4)  # each [N, heads, T, HEAD_SIZE]
-        # written out, because torch's fused attention has no batching rule for many members at once
-        mixed = (query @ key.transpose(-1, -2) * HEAD_SIZE**-0.5).softmax(-1) @ value
-        return self.projection(mixed.transpose(1, 2).flatten(2))
+        return tokens[..., 0, :]
 
 
 class Block(nn.Module):
@@ -49,7 +61,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width))
+        self.attention = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 3 * width), Mix(width // HEAD_SIZE), nn.Linear(width, width)
+        )
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
@@ -57,22 +71,6 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.attention(tokens)
         return tokens + self.mlp(tokens)
-
-
-class VisionTransformer(nn.Module):
-    """Images `[N, C, H, W]` to logits `[N, classes]`."""
-
-    def __init__(self, depth: int, width: int, *, shape: tuple[int, int, int], classes: int, patch: int) -> None:
-        super().__init__()
-        self.patches = nn.Sequential(nn.Conv2d(shape[0], width, patch, stride=patch), nn.Flatten(2))
-        self.tokens = Tokens((shape[1] // patch) * (shape[2] // patch), width)
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
-        self.norm = nn.LayerNorm(width)
-        self.classifier = nn.Linear(width, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.tokens(self.patches(images).transpose(1, 2))
-        return self.classifier(self.norm(self.blocks(tokens))[:, 0])
 
 
 def build(depth: int, width: int, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -99,4 +97,12 @@ def build(depth: int, width: int, *, shape: tuple[int, int, int], classes: int) 
             f"no square patch of 2 pixels or more cuts a {height}x{breadth} image into 2 to {MOST_PATCHES} patches "
             "along each side; use images whose sides have a common divisor, such as 8x8, 28x28 or 32x32"
         )
-    return VisionTransformer(depth, width, shape=shape, classes=classes, patch=patch)
+    return nn.Sequential(
+        nn.Conv2d(shape[0], width, patch, stride=patch),
+        ToTokens(),
+        Tokens((height // patch) * (breadth // patch), width),
+        *(Block(width) for _ in range(depth)),
+        nn.LayerNorm(width),
+        ClassToken(),
+        nn.Linear(width, classes),
+    )
