@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from generators.errors import ConfigError, unknown_name
-from generators.initialiser import Kind, Proposal, Request, _check_model, _checked, _tensors
+from generators.initialiser import Kind, Proposal, Request, _check_model, _tensors, writable
 from generators.inventory import inventory
 
 GENERATOR_KINDS: dict[str, str] = {
@@ -66,20 +66,24 @@ class Generator(nn.Module, ABC):
         Member i does not depend on `n` or `first`, and equals what `init(model, self, seed=seed, member=i)` writes.
 
         Returns:
-            Every tensor of the model's state dict, stacked: `[n, ...]`. Tensors that the generator keeps are views of
-            the model's own, expanded.
+            Every tensor of the model's state dict, stacked: `[n, ...]`. Tensors that are kept, such as frozen ones, are
+            views of the model's own, expanded.
         """
         if n < 1:
             raise ConfigError(f"n must be at least 1, got {n}")
         _check_model(model)
-        request = Request(inventory(model), seed=seed, example_inputs=example_inputs)
-        proposals = self.propose_members(model, request, range(first, first + n))
-        for proposal in proposals:
-            _checked(proposal, model, self.name)
+        found = inventory(model)
+        request = Request(found, seed=seed, example_inputs=example_inputs)
+        proposals = [
+            writable(proposal, self, model, found, frozen=False)
+            for proposal in self.propose_members(model, request, range(first, first + n))
+        ]
+        tied = {info.name: info.tied_to for info in found if info.tied_to}
         states = {}
         for key, own in _tensors(model).items():
-            if key in proposals[0].values:
-                states[key] = torch.stack([proposal.values[key] for proposal in proposals]).to(own)
+            source = tied.get(key, key)
+            if source in proposals[0].values:
+                states[key] = torch.stack([proposal.values[source] for proposal in proposals]).to(own)
             else:
                 states[key] = own.detach().expand(n, *own.shape)
         return states

@@ -292,6 +292,16 @@ def _without_protected(proposal: Proposal, infos: dict[str, ParameterInfo], froz
     return proposal
 
 
+def writable(proposal: Proposal, step: Initialiser, model: nn.Module, found: Inventory, *, frozen: bool) -> Proposal:
+    """What of a step's proposal is to be written: running statistics reset, protected tensors left out, checked."""
+    if step.kind is not Kind.REFINING:
+        resets = reset_running_statistics(model, step.name, frozen=frozen)
+        proposal.kept = {**resets.kept, **proposal.kept}
+        for key in [key for key in resets.values if key not in proposal.values]:
+            proposal.values[key], proposal.sources[key] = resets.values[key], resets.sources[key]
+    return _checked(_without_protected(proposal, {info.name: info for info in found}, frozen), model, step.name)
+
+
 @torch.no_grad()
 def _write(model: nn.Module, values: dict[str, Tensor]) -> None:
     tensors = _tensors(model)
@@ -336,18 +346,11 @@ def init(
     chain = resolve(spec)
     name = spec if isinstance(spec, str) else chain[0].name
     found = inventory(model)
-    infos = {info.name: info for info in found}
     request = Request(found, seed=seed, member=member, data=data, loss=loss, example_inputs=example_inputs)
     merged, working = Proposal(), model
     for number, step in enumerate(chain):
         proposal = step.propose(working, request)
-        if step.kind is not Kind.REFINING:
-            resets = reset_running_statistics(model, step.name, frozen=frozen)
-            proposal.kept = {**resets.kept, **proposal.kept}
-            for key, value in resets.values.items():
-                if key not in proposal.values:
-                    proposal.values[key], proposal.sources[key] = value, resets.sources[key]
-        proposal = _checked(_without_protected(proposal, infos, frozen), model, step.name)
+        proposal = writable(proposal, step, model, found, frozen=frozen)
         merged = _merge(merged, proposal, step.name)
         if number + 1 < len(chain):
             working = copy.deepcopy(model) if working is model else working
