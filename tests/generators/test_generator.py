@@ -1,0 +1,89 @@
+"""`Generator.sample` against `init`: same members, same protection of frozen and tied tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from generators.errors import ConfigError, ProposalError, UnknownNameError
+from generators.generator import GENERATOR_KINDS, Generator, generator_class
+from generators.initialiser import Initialiser, Kind, Proposal, Request, init
+from generators.pointwise import HE
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    broken: bool = False
+
+
+class Noise(Generator):
+    """He's draws under the name of a generator."""
+
+    Config: ClassVar[type] = NoConfig
+    kind: ClassVar[Kind] = Kind.GLOBAL
+
+    @property
+    def kind_name(self) -> str:
+        return "noise"
+
+    def propose(self, model: nn.Module, request: Request) -> Proposal:
+        proposal = HE.propose(model, request)
+        if self.config.broken:
+            next(iter(proposal.values.values())).fill_(float("nan"))
+        return proposal
+
+
+def _model() -> nn.Module:
+    """Batch norm that has seen data, a frozen layer, two layers that share a weight."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].running_mean.fill_(3.0)
+    model[2].requires_grad_(False)
+    model[4].weight = model[3].weight
+    return model
+
+
+def test_sample_equals_init() -> None:
+    """Member i of the stack is what `init(member=i)` writes, tensor by tensor; the model is untouched by sampling."""
+    generator, model = Noise(NoConfig()), _model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    states = generator.sample(model, 3, seed=4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for member in range(3):
+        init(model, generator, seed=4, member=member)
+        for name, value in model.state_dict().items():
+            assert torch.equal(states[name][member], value), name
+    assert torch.equal(states["2.weight"][0], before["2.weight"])
+    assert not torch.equal(states["0.weight"][0], states["0.weight"][1])
+
+
+def test_members_do_not_depend_on_n_or_first() -> None:
+    generator, model = Noise(NoConfig()), _model()
+    five, late = generator.sample(model, 5), generator.sample(model, 2, first=3)
+    fifty = generator.sample(model, 50)
+    for name in five:
+        assert torch.equal(five[name][3], fifty[name][3])
+        assert torch.equal(five[name][3:], late[name])
+
+
+def test_bad_calls() -> None:
+    assert isinstance(Noise(NoConfig()), Initialiser)
+    with pytest.raises(ConfigError, match="at least 1"):
+        Noise(NoConfig()).sample(_model(), 0)
+    with pytest.raises(ProposalError, match="NaN"):
+        Noise(NoConfig(broken=True)).sample(_model(), 2)
+    with pytest.raises(ConfigError, match="NoConfig"):
+        Noise({"broken": False})
+    with pytest.raises(UnknownNameError, match="'noise-ghn'"):
+        generator_class("noise-gnh")
+
+
+@pytest.mark.parametrize("kind", GENERATOR_KINDS)
+def test_every_kind_has_a_class(kind: str) -> None:
+    """The table of kinds points at classes that exist and take a frozen config."""
+    found = generator_class(kind)
+    assert issubclass(found, Generator)
+    assert found.Config.__dataclass_params__.frozen
