@@ -31,12 +31,14 @@ DIVERGING = 1e6
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
-    """5 runs per initialiser: an MLP at two learning rates, of which one diverges, and a small ResNet at one."""
+    """5 runs per initialiser: an MLP at two learning rates, of which one diverges, and a small ResNet at one. Each set
+    of 5 lies in two populations.
+    """
     folder = tmp_path_factory.mktemp("zoo")
     base = Recipe(epochs=EPOCHS, saved=(0, EPOCHS))
     recipes = sweep(base, architecture=[MLP], init=["he", "xavier"], lr=[0.1, DIVERGING])
     recipes += sweep(base, architecture=[RESNET], init=["he", "xavier"], lr=[0.1])
-    collect(plan(recipes, runs=SEEDS), folder, workers=0)
+    collect(plan(recipes, runs=SEEDS, together=3), folder, workers=0)  # seeds 0 to 2 and 3, 4 in two files
     return folder
 
 
@@ -190,6 +192,18 @@ def test_one_architecture_without_shifts(config, tmp_path):
     assert found.architectures == [MLP]
     assert all(row.target == 0.5 for row in found.rows)
     assert all(list(row.ensembles["after"].cells) == [("", 0)] for row in found.rows)
+
+
+def test_without_initial_weights_the_rest_is_reported(tmp_path):
+    """Populations that kept their last weights only: no ensembles before training, with a note that says why."""
+    recipes = sweep(Recipe(epochs=1), architecture=[RESNET], init=["he", "xavier"])
+    collect(plan(recipes, runs=3), tmp_path / "zoo", workers=0)
+    found = run(CompareConfig(zoo=(tmp_path / "zoo",), out=tmp_path / "out", shifts=()), console=Console(quiet=True))
+    assert all(list(row.ensembles) == ["after"] and row.ensembles["after"].members == 3 for row in found.rows)
+    assert any("no ensemble before training, because their weights were not saved" in note for note in found.notes)
+    assert any("have 3 members instead of 5" in note for note in found.notes)
+    names = {path.name for path in (tmp_path / "out/plots").iterdir()}
+    assert names == {f"curves-{RESNET}.png", f"kernels-{RESNET}.png", "final-accuracy.png", "ensembles-after.png"}
 
 
 def test_a_damaged_file_is_named_and_not_used(result, config, zoo, tmp_path):
