@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from generators.inventory import inventory
 
 if TYPE_CHECKING:
-    from generators.checkpoint import GeneratorEntry, list_generators, load, save
+    from generators.checkpoint import load, save
     from generators.errors import PowerhouseError
     from generators.generator import Generator
     from generators.graph import Graph, trace
     from generators.initialiser import Initialiser, Kind, Proposal, Request, init, list_initialisers, register
+    from generators.published import GeneratorEntry, list_generators
     from generators.report import InitReport
 
 __version__ = "0.1.0"
@@ -40,8 +41,8 @@ _HOMES = {
     "Request": "initialiser",
     "load": "checkpoint",
     "save": "checkpoint",
-    "list_generators": "checkpoint",
-    "GeneratorEntry": "checkpoint",
+    "list_generators": "published",
+    "GeneratorEntry": "published",
     "trace": "graph",
     "Graph": "graph",
     "Generator": "generator",

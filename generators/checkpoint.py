@@ -5,25 +5,20 @@
     README.md             the card for people
 
 `digest` is the sha256 of the canonical JSON of all other fields, and the file must be byte for byte what `save` writes,
-so one flipped byte in any of the three files is found. Nothing is unpickled. `checkpoints/index.json` lists what the
-project publishes.
+so one flipped byte in any of the three files is found. Nothing is unpickled. Where checkpoints come from, by name or
+over the network, is `generators.published`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import http.client
 import json
-import logging
 import os
-import re
 import shutil
 import types
 import typing
-import urllib.request
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,56 +26,13 @@ import safetensors
 import safetensors.torch
 import torch
 
-from generators.errors import CheckpointError, ConfigError, unknown_name
+from generators.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from generators.generator import Generator
 
-log = logging.getLogger(__name__)
-
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
-CONFIG_LIMIT = 2**20  # bytes; a config.json is a few kB
-WEIGHTS_LIMIT = 2**31  # bytes; what a download may be when the index does not say
-TIMEOUT = 30.0  # seconds without an answer from a server
-_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
-
-
-@dataclass(frozen=True)
-class GeneratorEntry:
-    """One published generator, a row of `checkpoints/index.json`.
-
-    Attributes:
-        name: what `load` takes.
-        kind: key of `generators.generator.GENERATOR_KINDS`.
-        data: data set of the zoo that it was fitted on.
-        summary: one line for people.
-        licence: SPDX name.
-        size_bytes: size of all files together.
-        digest: digest of its config.json, and through it of all its files.
-        metrics: figures measured when it was fitted.
-        path: folder relative to the index, or None.
-        url: https address of the folder, or None.
-    """
-
-    name: str
-    kind: str
-    digest: str
-    data: str = ""
-    summary: str = ""
-    licence: str = ""
-    size_bytes: int = 0
-    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
-    path: str | None = None
-    url: str | None = None
-
-
-def looks_like_location(text: str) -> bool:
-    """True for what says where a checkpoint lies (folder, https url, hub id) rather than what it is called."""
-    return "/" in text or text.startswith("https://") or Path(text).expanduser().is_dir()
-
-
-# ---- the files of one checkpoint
 
 
 def _canonical(values: dict[str, Any]) -> bytes:
@@ -100,7 +52,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _parse(content: bytes, where: object) -> dict[str, Any]:
+def parse(content: bytes, where: object) -> dict[str, Any]:
     """The description in the bytes of a config.json, its own digest and format checked."""
     try:
         description = json.loads(content)
@@ -132,7 +84,7 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} is no checkpoint: it has no {CONFIG}")
-    description = _parse((folder / CONFIG).read_bytes(), folder)
+    description = parse((folder / CONFIG).read_bytes(), folder)
     for name, expected in description["files"].items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: {name} is missing; the checkpoint is incomplete, get it anew")
@@ -198,7 +150,7 @@ def save(generator: Generator, folder: str | os.PathLike[str]) -> Path:
         description["files"] = {name: _sha256(stage / name) for name in (WEIGHTS, CARD)}
         description = json.loads(_canonical(description))  # as a reader will see it: lists for tuples, text for keys
         (stage / CONFIG).write_bytes(_render({**description, "digest": _digest(description)}))
-        _install(stage, folder)
+        install(stage, folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return folder
@@ -213,7 +165,7 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(description, dict) and {"format", "kind", "files", "digest"} <= description.keys()
 
 
-def _install(stage: Path, folder: Path) -> None:
+def install(stage: Path, folder: Path) -> None:
     """Move the durable files of `stage` to `folder`, all at once if there is nothing in the way."""
     for path in (*stage.iterdir(), stage):
         _sync(path)
@@ -279,6 +231,7 @@ def load(where: str | os.PathLike[str]) -> Generator:
         CheckpointError: it cannot be had, is no checkpoint, or does not match its sha256.
     """
     from generators.generator import generator_class
+    from generators.published import locate
 
     folder = locate(where)
     description = verify(folder)
@@ -292,139 +245,3 @@ def load(where: str | os.PathLike[str]) -> Generator:
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder}: the weights do not fit a {kind.__name__} of this version: {error}") from error
     return generator.eval()
-
-
-def locate(where: str | os.PathLike[str]) -> Path:
-    """The folder of a checkpoint, downloaded into the cache if need be; see `load`."""
-    text = os.fspath(where)
-    published = {entry.name: entry for entry in list_generators()}
-    if isinstance(where, str) and where in published:
-        return _published(published[where])
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return folder
-    if text.startswith("https://"):
-        return _download(text)
-    if isinstance(where, str) and (match := _HUB_ID.fullmatch(where)):
-        return _from_hub(match["id"], match["revision"])
-    if not looks_like_location(text):
-        raise unknown_name("generator", text, published, way_out="`python -m generators list` shows all.")
-    raise CheckpointError(
-        f"{text}: no such folder; a checkpoint is a name, a folder, an https url or a hub id owner/name"
-    )
-
-
-# ---- published generators and downloads
-
-
-def index_path() -> Path:
-    """The index of published generators: beside the package in a checkout, inside the package in a wheel."""
-    package = Path(__file__).parent
-    inside = package / "checkpoints" / "index.json"
-    return inside if inside.is_file() else package.parent / "checkpoints" / "index.json"
-
-
-def list_generators() -> list[GeneratorEntry]:
-    """Every published generator, by name.
-
-    Raises:
-        CheckpointError: the index is damaged.
-    """
-    path = index_path()
-    if not path.is_file():
-        return []
-    try:
-        rows = json.loads(path.read_bytes())["generators"]
-        return [GeneratorEntry(name=name, **rows[name]) for name in sorted(rows)]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); install powerhouse-init again") from error
-
-
-def index_entry(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The row of `checkpoints/index.json` for the checkpoint in `folder`, all but where it lies."""
-    folder = Path(folder)
-    description = verify(folder)
-    card = description["card"]
-    size = sum((folder / name).stat().st_size for name in (CONFIG, *description["files"]))
-    row = {key: card.get(key, "") for key in ("data", "summary", "licence")} | {"metrics": card.get("metrics", {})}
-    return {"kind": description["kind"], "digest": description["digest"], "size_bytes": size, **row}
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `POWERHOUSE_HOME` if it is set, else `~/.cache/powerhouse`."""
-    return Path(os.environ.get("POWERHOUSE_HOME") or "~/.cache/powerhouse").expanduser()
-
-
-def _published(entry: GeneratorEntry) -> Path:
-    if entry.path:
-        folder = index_path().parent / entry.path
-    elif entry.url:
-        folder = _download(entry.url, expected=entry.digest, limit=entry.size_bytes or WEIGHTS_LIMIT)
-    else:
-        raise CheckpointError(f"{entry.name}: the index says neither path nor url; install powerhouse-init again")
-    if verify(folder)["digest"] != entry.digest:
-        raise CheckpointError(f"{folder} is a sound checkpoint, but not the published {entry.name}; get it anew")
-    return folder
-
-
-def _fetch(url: str, limit: int) -> bytes:
-    """At most `limit` bytes from an https address."""
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-            if not answer.url.startswith("https://"):
-                raise CheckpointError(f"{url} leads to {answer.url}, which is not https")
-            content: bytes = answer.read(limit + 1)
-    except (OSError, http.client.HTTPException) as error:
-        raise CheckpointError(
-            f"{url} cannot be downloaded ({error}); check the address and the network, or get the folder another way "
-            "and pass its path"
-        ) from error
-    if len(content) > limit:
-        raise CheckpointError(f"{url} is larger than the {limit} bytes expected; nothing was kept")
-    return content
-
-
-def _download(url: str, *, expected: str | None = None, limit: int = WEIGHTS_LIMIT) -> Path:
-    """The cached copy of the checkpoint whose files lie under `url`; it is kept only if every sha256 matches."""
-    url = url.removesuffix(CONFIG).rstrip("/")
-    folder = cache_folder() / expected if expected else None
-    if folder is None or not folder.is_dir():
-        content = _fetch(f"{url}/{CONFIG}", CONFIG_LIMIT)
-        description = _parse(content, url)
-        if expected and description["digest"] != expected:
-            raise CheckpointError(f"{url} is a sound checkpoint, but not the published one; nothing was kept")
-        folder = cache_folder() / description["digest"]
-    if folder.is_dir():
-        try:
-            verify(folder)
-            return folder
-        except CheckpointError as error:
-            log.warning("%s; downloading it again", error)
-            shutil.rmtree(folder)
-            return _download(url, expected=expected, limit=limit)
-    log.info("downloading %s", url)
-    stage = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    stage.mkdir(parents=True)
-    try:
-        (stage / CONFIG).write_bytes(content)
-        for name in description["files"]:
-            (stage / name).write_bytes(_fetch(f"{url}/{name}", limit))
-        verify(stage)
-        _install(stage, folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-    return folder
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    """The folder of a hub repository in the cache of huggingface_hub."""
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{name}: there is no such folder here, and the Hugging Face hub does not give it either: {reason}"
-        ) from error

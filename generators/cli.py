@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from tyro.conf import Positional, arg, subcommand
 
 import generators
-from generators.checkpoint import list_generators, locate, looks_like_location, verify
+from generators.checkpoint import verify
 from generators.errors import ConfigError, ModelError, unknown_name
 from generators.generator import Generator
 from generators.initialiser import init, list_initialisers, resolve
 from generators.inventory import inventory
+from generators.published import list_generators, locate, looks_like_location
 from generators.seeds import isolated
 from generators.statistics import measure_states
 

@@ -151,7 +151,8 @@ def resolve(spec: str | Initialiser) -> list[Initialiser]:
         UnknownNameError: a step is none of these.
         ConfigError: the chain is empty, or a full initialiser follows another step and would undo it.
     """
-    from generators.checkpoint import list_generators, load, looks_like_location
+    from generators.checkpoint import load
+    from generators.published import list_generators, looks_like_location
 
     if not isinstance(spec, str):
         if not isinstance(spec, Initialiser):
