@@ -1,21 +1,28 @@
 """The inventory: every parameter of a model with its role, fans, consumer and depth.
 
 Roles come from the base class of the owning module and the shape of the tensor; with a traced graph
-(`generators.graph`), also from the operation that consumes it. Never from a substring of a name.
+(`generators.graph`), also from the operation that consumes it (`generators.graph.roles`). Never from a substring of a
+name.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+
+if TYPE_CHECKING:
+    from generators.graph import Graph
 
 
 class Role(str, Enum):
@@ -56,18 +63,21 @@ class ParameterInfo:
         name: its name in the state dict.
         shape: its shape as torch stores it.
         role: what it is for.
-        module: path of the owning module ("" for the root).
+        module: path of the owning module ("" for the root); of the parametrised one for what parametrises it.
         module_type: the torch base class that decided the role ("Conv2d", "Linear", ...) or the owner's own class name.
         fan_in: inputs per output unit: input channels per group x kernel positions.
         fan_out: outputs per input unit: output channels per group x kernel positions.
         kernel: spatial kernel size, () for everything but convolutions.
         groups: convolution groups, 1 elsewhere.
         blocks: how many stacked matrices the first axis holds (3 for query-key-value, 4 for LSTM gates, 1 elsewhere).
-        depth: position of the owner in the model, 0 (input) to 1 (output).
+        depth: position in the model, 0 (input) to 1 (output): on the longest path of the graph, or, without a graph, of
+            the owner in registration order.
         order: index of the owning module among those that own parameters, in registration order.
-        consumer: kind of the graph node that consumes it, None without a graph.
-        output: True for the weight or bias of the layer that makes the model's output (the classifier).
-        transposed: True for transposed convolutions (stored input-first).
+        consumer: kind of the graph node that consumes it ("convolution", "add", ...); None without a graph or if the
+            forward does not use it.
+        output: True for the weight or bias of a layer that makes the model's output (a classifier): with a graph,
+            every layer whose result reaches the output and no other matrix; without one, the last linear layer.
+        transposed: True for weights that are stored input-first, such as those of transposed convolutions.
         trainable: `requires_grad`.
         tied_to: name of the first parameter that shares this storage, or None.
     """
@@ -112,98 +122,136 @@ class Inventory:
     def __len__(self) -> int:
         return len(self.parameters)
 
+    @cached_property
+    def _by_name(self) -> dict[str, ParameterInfo]:
+        return {info.name: info for info in self.parameters}
+
     def __getitem__(self, name: str) -> ParameterInfo:
-        for info in self.parameters:
-            if info.name == name:
-                return info
-        raise KeyError(name)
+        return self._by_name[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
 
     def where(self, *roles: Role) -> list[ParameterInfo]:
         """The parameters that have one of `roles`."""
         return [info for info in self.parameters if info.role in roles]
 
 
+def _conv_shape(owner: _ConvNd) -> tuple[int, ...]:
+    first, second = owner.out_channels, owner.in_channels
+    if isinstance(owner, _ConvTransposeNd):
+        first, second = second, first
+    return (first, second // owner.groups, *owner.kernel_size)
+
+
+def _weight_or_bias(shape: tuple[int, ...], leaf: str, weight: tuple[int, ...], roles: tuple[Role, Role]) -> Role:
+    """Role of a parameter of a layer whose weight has shape `weight`; subclasses may add gains of their own."""
+    if shape == weight:
+        return roles[0]
+    if len(shape) == 1 and leaf in ("bias", "bias_orig"):  # the second is what torch's pruning makes of it
+        return roles[1]
+    return Role.MATRIX if sum(size > 1 for size in shape) > 1 else Role.GAIN
+
+
 def _owner_role(owner: nn.Module, leaf: str, shape: tuple[int, ...]) -> tuple[Role, str]:
     """Role and deciding base class of parameter `leaf` of module `owner`."""
-    weight = leaf.startswith("weight") or leaf.startswith("in_proj_weight")
+    bases = (base.__name__ for base in type(owner).__mro__ if base.__module__.startswith("torch.nn.modules"))
     if isinstance(owner, _ConvNd):
-        name = next(base.__name__ for base in type(owner).__mro__ if base.__module__.startswith("torch.nn"))
-        return (Role.CONV_WEIGHT if len(shape) > 1 else Role.CONV_BIAS), name
+        return _weight_or_bias(shape, leaf, _conv_shape(owner), (Role.CONV_WEIGHT, Role.CONV_BIAS)), next(bases)
+    if isinstance(owner, nn.Linear | nn.Bilinear):
+        weight = (owner.out_features, owner.in_features) if isinstance(owner, nn.Linear) else tuple(owner.weight.shape)
+        return _weight_or_bias(shape, leaf, weight, (Role.LINEAR_WEIGHT, Role.LINEAR_BIAS)), "Linear"
     if isinstance(owner, nn.MultiheadAttention):
         if len(shape) == 2:
             return Role.ATTENTION_WEIGHT, "MultiheadAttention"
         return (Role.LINEAR_BIAS if len(shape) == 1 else Role.TOKEN), "MultiheadAttention"
     if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
-        return (Role.RECURRENT_WEIGHT if len(shape) == 2 else Role.RECURRENT_BIAS), type(owner).__name__
-    if isinstance(owner, nn.Linear | nn.Bilinear):
-        return (Role.LINEAR_WEIGHT if len(shape) > 1 else Role.LINEAR_BIAS), "Linear"
+        return (Role.RECURRENT_WEIGHT if len(shape) == 2 else Role.RECURRENT_BIAS), next(bases)
     if isinstance(owner, nn.Embedding | nn.EmbeddingBag):
         return Role.EMBEDDING, "Embedding"
     if isinstance(owner, _NormBase | _InstanceNorm | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):
-        return (Role.NORM_SCALE if weight else Role.NORM_SHIFT), "Norm"
+        return {"weight": Role.NORM_SCALE, "bias": Role.NORM_SHIFT}.get(leaf, Role.OTHER), "Norm"
     if isinstance(owner, nn.PReLU):
         return Role.SLOPE, "PReLU"
-    return (Role.MATRIX if len(shape) > 1 else Role.OTHER), type(owner).__name__
+    # a free parameter: tables and tokens start with an axis of 1, matrices do not
+    matrix = len(shape) > 1 and shape[0] > 1 and sum(size > 1 for size in shape) > 1
+    return (Role.MATRIX if matrix else Role.OTHER), type(owner).__name__
 
 
-def _geometry(owner: nn.Module, role: Role, shape: tuple[int, ...]) -> dict:
+def _geometry(owner: nn.Module, role: Role, shape: tuple[int, ...]) -> dict[str, Any]:
     """Fans, kernel, groups, blocks and transposition of a parameter."""
     if role is Role.CONV_WEIGHT and isinstance(owner, _ConvNd):
-        kernel = shape[2:]
-        area = math.prod(kernel)
-        transposed = isinstance(owner, _ConvTransposeNd)
-        inputs = owner.in_channels // owner.groups
-        outputs = owner.out_channels // owner.groups
+        area = math.prod(owner.kernel_size)
         return dict(
-            fan_in=inputs * area, fan_out=outputs * area, kernel=kernel, groups=owner.groups, transposed=transposed
+            fan_in=owner.in_channels // owner.groups * area,
+            fan_out=owner.out_channels // owner.groups * area,
+            kernel=tuple(owner.kernel_size),
+            groups=owner.groups,
+            transposed=isinstance(owner, _ConvTransposeNd),
         )
     blocks = 1
-    if isinstance(owner, nn.MultiheadAttention) and role is Role.ATTENTION_WEIGHT and shape[0] == 3 * owner.embed_dim:
-        blocks = 3
-    elif isinstance(owner, nn.LSTM | nn.LSTMCell) and role is Role.RECURRENT_WEIGHT and shape[0] % 4 == 0:
-        blocks = 4
-    elif isinstance(owner, nn.GRU | nn.GRUCell) and role is Role.RECURRENT_WEIGHT and shape[0] % 3 == 0:
-        blocks = 3
+    if isinstance(owner, nn.MultiheadAttention) and role is Role.ATTENTION_WEIGHT:
+        blocks = 3 if shape[0] == 3 * owner.embed_dim else 1
+    elif role is Role.RECURRENT_WEIGHT:
+        gates = 4 if isinstance(owner, nn.LSTM | nn.LSTMCell) else 3 if isinstance(owner, nn.GRU | nn.GRUCell) else 1
+        blocks = gates if shape[0] == gates * getattr(owner, "hidden_size", 0) else 1  # else the projection of an LSTM
     if len(shape) < 2:
         return dict(fan_in=1, fan_out=shape[0] if shape else 1, blocks=blocks)
     return dict(fan_in=math.prod(shape[1:]), fan_out=shape[0] // blocks * math.prod(shape[2:]), blocks=blocks)
 
 
-def inventory(model: nn.Module) -> Inventory:
+def _resolve(name: str, modules: dict[str, nn.Module]) -> tuple[str, str]:
+    """Path of the owner and what the parameter is there: `c.parametrizations.weight.original0` is the weight of c."""
+    path, _, leaf = name.rpartition(".")
+    if isinstance(modules[path], ParametrizationList):
+        path, _, leaf = path.rpartition(".")
+        path = path.rpartition(".")[0] if "." in path else ""
+    return path, leaf
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Sizes of a parameter; () for a lazy one, which has none yet."""
+    return () if is_lazy(value) else tuple(value.shape)
+
+
+def inventory(model: nn.Module, graph: Graph | None = None) -> Inventory:
     """Every parameter of `model`, tied ones once per name.
 
     The model is neither run nor changed.
 
     Args:
         model: any module; lazy modules must have been run once.
+        graph: its traced graph. Without it, only parameters of torch's own layers and their subclasses have a known
+            role; free parameters of other modules are `MATRIX` or `OTHER`.
     """
-    owners = {path: module for path, module in model.named_modules(remove_duplicate=False)}
+    modules = dict(model.named_modules(remove_duplicate=False))
     named = list(model.named_parameters(remove_duplicate=False))
-    paths = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in named))
+    places = [_resolve(name, modules) for name, _ in named]
+    orders = {path: order for order, path in enumerate(dict.fromkeys(path for path, _ in places))}
+    largest: dict[tuple[str, str], int] = {}  # of several tensors that make one weight, the largest has its role
+    for place, (_, value) in zip(places, named, strict=True):
+        largest[place] = max(largest.get(place, 0), math.prod(_shape(value)))
     first: dict[int, str] = {}
-    infos = []
+    infos: list[ParameterInfo] = []
     last_matrix = ""
-    for name, value in named:
-        path, _, leaf = name.rpartition(".")
-        shape = tuple(value.shape) if not isinstance(value, torch.nn.parameter.UninitializedParameter) else ()
-        role, module_type = _owner_role(owners[path], leaf, shape)
-        order = paths.index(path)
-        tied_to = first.setdefault(id(value), name)
+    for (path, leaf), (name, value) in zip(places, named, strict=True):
+        shape = _shape(value)
+        role, module_type = _owner_role(modules[path], leaf, shape)
+        if math.prod(shape) < largest[path, leaf]:
+            role = Role.GAIN
         if role in MATRIX_ROLES:
             last_matrix = path
+        tied_to = first.setdefault(id(value), name)
         infos.append(
-            dict(
-                name=name, shape=shape, role=role, module=path, module_type=module_type, order=order,
-                depth=order / max(len(paths) - 1, 1), trainable=value.requires_grad,
-                tied_to=None if tied_to == name else tied_to, **_geometry(owners[path], role, shape),
+            ParameterInfo(
+                name=name, shape=shape, role=role, module=path, module_type=module_type, order=orders[path],
+                depth=orders[path] / max(len(orders) - 1, 1), trainable=value.requires_grad,
+                tied_to=None if tied_to == name else tied_to, **_geometry(modules[path], role, shape),
             )
         )  # fmt: skip
-    return Inventory(
-        tuple(
-            ParameterInfo(
-                **info,
-                output=info["module"] == last_matrix and info["role"] in (Role.LINEAR_WEIGHT, Role.LINEAR_BIAS),
-            )
-            for info in infos
-        )
-    )
+    if graph is not None:
+        from generators.graph.roles import refined
+
+        return Inventory(tuple(refined(info, graph) for info in infos))
+    linear = (Role.LINEAR_WEIGHT, Role.LINEAR_BIAS)
+    return Inventory(tuple(replace(i, output=i.module == last_matrix and i.role in linear) for i in infos))

@@ -1,0 +1,346 @@
+"""Contraction while tracing: each operation is folded into the graph as it happens, at constant cost per operand.
+
+A traced tensor carries what it stands for: a `Stream` (it holds the result of a node, perhaps reshaped, pooled or
+activated since), a `Made` (it is computed from parameters alone, such as a standardised weight or an expanded token),
+or nothing (a constant). The rule for an operation turns the marks of its operands into that of its results, and adds
+a node only for layers and merges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from generators.graph import operations as ops
+from generators.graph.drafts import POOLED, SCALED, Call, Draft, Made, Mark, Stream, Weights, sources_of, union
+from generators.graph.geometry import layer_attributes
+
+
+class Builder:
+    """Grows the graph operation by operation.
+
+    Args:
+        shapes: name -> shape of every parameter.
+
+    Attributes:
+        drafts: the nodes so far, in topological order.
+        grid: number of positions of the first input and of its grid axes.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.shapes = shapes
+        self.drafts: list[Draft] = []
+        self.grid: tuple[float, int] = (0.0, 1)
+        self._marks: dict[int, Mark] = {}
+        self._alive: list[Tensor] = []  # an id is a name only as long as its object lives
+        self._sequences: dict[int, Tensor] = {}  # inputs of three axes that no layer has consumed yet
+        self._free: dict[tuple[str, ...], int] = {}  # parameters -> their node of kind "parameter"
+
+    # ---- marks ------------------------------------------------------------------------------------------------------
+
+    def mark_of(self, value: Tensor) -> Mark:
+        return self._marks.get(id(value))
+
+    def mark(self, value: Tensor, mark: Mark) -> None:
+        if mark is None:
+            self._marks.pop(id(value), None)
+        elif self._marks.get(id(value)) != mark:
+            self._marks[id(value)] = mark
+            self._alive.append(value)
+
+    def parameter(self, value: Tensor, name: str) -> None:
+        """Announce a parameter."""
+        self.mark(value, Made((name,)))
+
+    def input(self, value: Tensor) -> None:
+        """Announce an input: a node of its own. Images and signals are channels-first, vectors channels-only.
+
+        Whether three axes are a signal or a sequence (channels-last) shows when a layer consumes them.
+        """
+        floating = value.is_floating_point()
+        grid = floating and value.ndim >= 3
+        channels = value.shape[1] if grid else value.shape[-1] if floating and value.ndim == 2 else 1
+        draft = Draft("input", (), attributes={"out_channels": channels})
+        draft.place(value, channels)
+        if not self.drafts:
+            self.grid = draft.positions, max(value.ndim - 2, 1) if grid else 1
+        if floating and value.ndim == 3:
+            self._sequences[len(self.drafts)] = value
+        self.drafts.append(draft)
+        self.mark(value, Stream(len(self.drafts) - 1))
+
+    def _orient(self, node: int, kind: str, facts: Mapping[str, Any]) -> None:
+        """Set the channel axis of an input of three axes by the first layer that consumes it."""
+        value = self._sequences.pop(node)
+        last = kind in ("linear", "recurrent") or facts["operation"] in ("layer_norm", "rms_norm")
+        if last and value.shape[-1] == facts["in_channels"]:
+            self.drafts[node].place(value, value.shape[-1])
+            self.drafts[node].attributes["out_channels"] = value.shape[-1]
+            if node == 0:
+                self.grid = self.drafts[0].positions, 1
+
+    def output(self, values: list[Tensor]) -> None:
+        """Announce the outputs: one node that they all feed."""
+        streams = [self._stream(mark) for mark in map(self.mark_of, values) if mark is not None]
+        self.drafts.append(Draft("output", sources_of(streams)))
+
+    # ---- one operation ----------------------------------------------------------------------------------------------
+
+    def record(
+        self, name: str, args: tuple, kwargs: Mapping[str, Any], operands: list[Tensor], results: list[Tensor]
+    ) -> None:
+        """Fold one executed operation in: `results` were computed (or overwritten) from `operands`."""
+        base = ops.base_name(name)
+        marks = [self.mark_of(value) for value in operands]
+        mark: Mark = None
+        if any(marks) and base not in ops.SOURCE_FREE:
+            call = Call(base, args, kwargs, operands, marks, results)
+            mark = self._rule(call)(call)
+        for value in results:
+            self.mark(value, mark)
+
+    def _rule(self, call: Call) -> Callable[[Call], Mark]:
+        base, marks = call.base, call.marks
+        if base in ops.FIRST_ONLY:
+            return lambda call: call.marks[0]
+        if base == "multi_head_attention_forward":
+            return self._multi_head_attention
+        if base in ops.STACKED_RECURRENT:
+            return self._recurrent
+        behind = any(isinstance(mark, Made) for mark in marks[1:])
+        if base in ops.LAYERS and (behind or (ops.LAYERS[base] == "embedding" and isinstance(marks[0], Made))):
+            return self._layer
+        if base in ops.LOOKUPS and isinstance(marks[0], Made) and call.streams:
+            return self._layer
+        if base in ops.PRODUCTS:
+            return self._product
+        if base in ops.ATTENTION:
+            return self._attention
+        return self._join
+
+    # ---- rules ------------------------------------------------------------------------------------------------------
+
+    def _layer(self, call: Call) -> Mark:
+        """An operation with data first and parameters behind."""
+        kind = ops.LAYERS.get(call.base, "embedding")
+        data = 0
+        if kind == "embedding":  # some spellings have the table first: data is what is whole-numbered
+            data = next((i for i, value in enumerate(call.operands) if not value.is_floating_point()), 0)
+        value, mark = call.pairs[data]
+        if isinstance(mark, Made) and call.base in ops.STANDARDISATION:
+            return union(call.marks)
+        rest = [pair for place, pair in enumerate(call.pairs) if place != data]
+        streams = [] if mark is None else [self._stream(mark)]
+        streams += [other for _, other in rest if isinstance(other, Stream)]
+        return self._add_layer(call, kind, streams, [(v, m) for v, m in rest if isinstance(m, Made)], value)
+
+    def _product(self, call: Call) -> Mark:
+        """A product of a stream with parameters is linear; of two streams, attention; of parameters, a parameter."""
+        if not call.streams:
+            return union(call.marks)
+        if call.made:
+            made = sorted(call.made, key=lambda pair: pair[0].ndim < 2)  # addmm has the bias first
+            return self._add_layer(call, "linear", call.streams, made, call.data)
+        if len(call.streams) > 1:
+            return self._values_of_attention(call) or self._merge(call, "attention", always=True)
+        return call.streams[0]
+
+    def _values_of_attention(self, call: Call) -> Stream | None:
+        """`softmax(q @ k) @ v` is one attention, as if it were the fused operation. None if it is something else."""
+        scores, values = call.streams[:2]
+        draft = self.drafts[scores.node]
+        own = draft.kind == "attention" and draft.attributes.get("activation") == "softmax"
+        if not own or values.node >= scores.node:
+            return None
+        del draft.attributes["activation"]
+        draft.attributes["operation"] = "scaled_dot_product_attention"
+        draft.sources = tuple(dict.fromkeys((*draft.sources, values.node)))
+        draft.place(call.result, self._merged_channels(draft, call.result, draft.sources[0]))
+        return Stream(scores.node)
+
+    def _attention(self, call: Call) -> Mark:
+        """Fused attention: always a node. Parameters that are added to its scores are noted."""
+        mark = self._merge(call, "attention", always=True)
+        bias = call.args[3] if len(call.args) > 3 else call.kwargs.get("attn_mask")
+        if isinstance(mark, Stream) and isinstance(bias, Tensor) and isinstance(made := self.mark_of(bias), Made):
+            self.drafts[mark.node].attributes["score_bias"] = made.parameters
+        return mark
+
+    def _join(self, call: Call) -> Mark:
+        """Everything else: contracted away with one stream, a merge with several."""
+        kinds = (("add", ops.ADDS), ("multiply", ops.MULTIPLIES), ("concatenate", ops.CONCATENATES))
+        return self._merge(call, next((kind for kind, names in kinds if call.base in names), "merge"))
+
+    def _merge(self, call: Call, kind: str, *, always: bool = False) -> Mark:
+        if not call.streams:
+            return union(call.marks)
+        floating = [mark for value, mark in call.pairs if isinstance(mark, Stream) and value.is_floating_point()]
+        streams = floating or call.streams  # masks and indices only steer
+        if call.made:
+            folded = self._fold(call, kind, streams)
+            if folded is not None:
+                return folded
+        elif not always and len(sources_of(streams)) == 1:
+            return self._pass(call.base, streams)
+        sources = sources_of([*streams, *(self._stream(mark) for _, mark in call.made)])
+        draft = Draft(kind, sources, attributes={"operation": call.base})
+        return self._add(draft, call.result, streams, self._merged_channels(draft, call.result, streams[0].node))
+
+    def _fold(self, call: Call, kind: str, streams: list[Stream]) -> Stream | None:
+        """Layers written by hand: `x @ w + b`, and the scale of a normalisation. None if it is neither."""
+        if len(sources_of(streams)) > 1 or len(call.made) > 1:
+            return None
+        (value, mark), stream = call.made[0], streams[0]
+        draft = self.drafts[stream.node]
+        if value.numel() < 2 or not value.numel() == max(value.shape) == draft.channels:
+            return None  # not one value per channel
+        if kind == "multiply" and any(stream.flags & SCALED for stream in streams):
+            return self._add_layer(call, "normalisation", streams, call.made, call.data)
+        by_hand = draft.kind in ("linear", "convolution") or draft.attributes.get("operation") == "mul"
+        if kind == "add" and by_hand and draft.parameters and "bias" not in draft.slots and not stream.flags:
+            draft.add_bias(mark.parameters)
+            return stream
+        return None
+
+    def _pass(self, base: str, streams: list[Stream]) -> Stream:
+        """One stream goes through: only its flags and the node's activation are noted."""
+        node, flags = streams[0].node, 0
+        for stream in streams:
+            flags |= stream.flags
+        if base in ops.ACTIVATIONS:
+            self.drafts[node].attributes.setdefault("activation", base)
+        if base in ops.POOLS:
+            flags |= POOLED
+        if base in ops.STATISTICS:
+            flags |= SCALED
+        return Stream(node, flags)
+
+    def _multi_head_attention(self, call: Call) -> Mark:
+        """`F.multi_head_attention_forward`: in-projection(s), attention, out-projection."""
+        names = (
+            "query", "key", "value", "embed_dim", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v",
+            "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias",
+        )  # fmt: skip
+        given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+
+        def marked(*keys: str) -> list[tuple[Tensor, Mark]]:
+            return [(given[key], self.mark_of(given[key])) for key in keys if given.get(key) is not None]
+
+        def linear(streams: list[Stream], weights: list[tuple[Tensor, Mark]], data: Tensor) -> list[Stream]:
+            made = [(value, mark) for value, mark in weights if isinstance(mark, Made)]
+            return [self._add_layer(call, "linear", streams, made, data, result=data)] if made else streams
+
+        def streams_of(*keys: str) -> list[Stream]:
+            return [self._stream(mark) for _, mark in marked(*keys) if mark is not None]
+
+        query = given["query"]
+        if given.get("in_proj_weight") is not None:
+            inside = linear(streams_of("query", "key", "value"), marked("in_proj_weight", "in_proj_bias"), query)
+            self.drafts[-1].attributes.update(projections=3, out_channels=given["in_proj_weight"].shape[0])
+        else:
+            inside = []
+            for key in ("query", "key", "value"):
+                inside += linear(streams_of(key), marked(f"{key[0]}_proj_weight"), given[key])
+            for stream in inside:
+                for mark in (mark for _, mark in marked("in_proj_bias") if isinstance(mark, Made)):
+                    self.drafts[stream.node].add_bias(mark.parameters)
+        sources = sources_of([*inside, *streams_of("bias_k", "bias_v")])
+        draft = Draft("attention", sources, attributes={"operation": "scaled_dot_product_attention"})
+        attention = self._add(draft, query, inside, query.shape[-1])
+        return linear([attention], marked("out_proj_weight", "out_proj_bias"), call.result)[0]
+
+    def _recurrent(self, call: Call) -> Mark:
+        """`lstm` and kin over stacked layers: one node per layer and direction, directions concatenated."""
+        place, flat = next(
+            (i, item)
+            for i, item in enumerate(call.args)
+            if isinstance(item, list | tuple) and item and item[0].ndim == 2 and i >= 2
+        )
+        weights = [(value, mark) for value in flat if isinstance(mark := self.mark_of(value), Made)]
+        layers, directions = call.args[place + 2], 2 if call.args[place + 5] else 1
+        size = len(weights) // (layers * directions)
+        own = {id(value) for value in flat}
+        streams = [self._stream(mark) for value, mark in call.pairs if mark is not None and id(value) not in own]
+        data = call.operands[0]
+        for layer in range(layers):
+            groups = [weights[(layer * directions + side) * size :][:size] for side in range(directions)]
+            streams = [self._add_layer(call, "recurrent", streams, group, data) for group in groups]
+            if directions > 1:
+                draft = Draft("concatenate", sources_of(streams), attributes={"operation": call.base})
+                streams = [self._add(draft, call.result, streams, call.result.shape[-1])]
+        return streams[0]
+
+    # ---- nodes ------------------------------------------------------------------------------------------------------
+
+    def _stream(self, mark: Stream | Made) -> Stream:
+        """The mark as a stream: parameters that meet one become a node of their own, one per set of parameters."""
+        if isinstance(mark, Stream):
+            return mark
+        if mark.parameters not in self._free:
+            names = self._main_first(mark.parameters)
+            shape = self.shapes[names[0]]
+            draft = Draft("parameter", (), names, ("weight", *("gain",) * (len(names) - 1)), shape)
+            draft.channels = shape[-1] if shape else 1
+            draft.positions = math.prod(shape) / max(draft.channels, 1)
+            self.drafts.append(draft)
+            self._free[mark.parameters] = len(self.drafts) - 1
+        return Stream(self._free[mark.parameters])
+
+    def _main_first(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(names, key=lambda name: -math.prod(self.shapes[name])))
+
+    def _add_layer(
+        self, call: Call, kind: str, streams: list[Stream], made: Weights, data: Tensor, *, result: Tensor | None = None
+    ) -> Stream:
+        """A node that owns parameters: of the operands `made`, the first is the weight.
+
+        Args:
+            call: the operation.
+            kind: of the node.
+            streams: what feeds it.
+            made: its parameter operands.
+            data: the operand that it works on.
+            result: its result, if that is not the one of the operation.
+        """
+        result = call.result if result is None else result
+        slots: dict[str, str] = {}
+        for place, (value, mark) in enumerate(made):
+            bias = place > 0
+            if kind in ("convolution", "linear", "recurrent"):
+                bias = value.ndim < 2 and (place > 0 or call.base in ops.LAYERS)
+            for rank, name in enumerate(self._main_first(mark.parameters)):
+                slots.setdefault(name, "bias" if bias else "gain" if rank else "weight")
+        names = tuple(slots)
+        stored = self.shapes[names[0]]
+        attributes, positions = layer_attributes(kind, call, [value for value, _ in made], data, result, stored)
+        draft = Draft(kind, sources_of(streams), names, tuple(slots.values()), stored, attributes)
+        for node in draft.sources:
+            if node in self._sequences:
+                self._orient(node, kind, attributes)
+        return self._add(draft, result, streams, attributes["out_channels"], positions)
+
+    def _add(
+        self, draft: Draft, result: Tensor, streams: list[Stream], channels: float, positions: float | None = None
+    ) -> Stream:
+        """Append a node whose result is a tensor with that many channels."""
+        draft.place(result, channels)
+        if positions is not None:
+            draft.positions = positions
+        if any(stream.flags & POOLED for stream in streams):
+            draft.attributes["pooled"] = True
+        self.drafts.append(draft)
+        return Stream(len(self.drafts) - 1)
+
+    def _merged_channels(self, draft: Draft, result: Tensor, like: int) -> int:
+        """Channels of a merge: those of source `like`, unless streams are concatenated along the channels."""
+        first = self.drafts[like]
+        if draft.kind == "attention":  # one result per query, whatever the heads
+            return int(result.numel() / max(first.positions, 1))
+        if draft.kind == "concatenate":
+            total = sum(self.drafts[index].channels for index in draft.sources)
+            if result.numel() == total * first.positions:
+                return total
+        return first.channels

@@ -1,0 +1,66 @@
+"""Attributes of a layer node from the shapes of its operands: channels, kernel, stride, groups, storage order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from generators.graph.drafts import Call
+
+
+def layer_attributes(
+    kind: str, call: Call, weights: list[Tensor], data: Tensor, result: Tensor, stored: tuple[int, ...]
+) -> tuple[dict[str, Any], float | None]:
+    """Attributes of a layer, see `Node.attributes`.
+
+    Args:
+        kind: of the node.
+        call: the operation.
+        weights: the operands that are made from parameters, the weight before its bias.
+        data: the operand that the layer works on.
+        result: the layer's result.
+        stored: shape of the main parameter as the model stores it.
+
+    Returns:
+        The attributes, and the number of grid positions of the result if it is not that of its values / channels.
+    """
+    weight = next((value for value in weights if value.ndim >= 2), weights[0])
+    facts: dict[str, Any] = {"operation": call.base}
+    if kind == "convolution":
+        return {**facts, **_convolution(call, weight, data, result)}, None
+    if kind == "embedding":
+        return {**facts, "in_channels": weight.shape[0], "out_channels": weight.shape[-1]}, None
+    if kind == "recurrent":  # its result may hold both directions, or the last step alone
+        hidden = next((value.shape[1] for value in weights[1:] if value.ndim >= 2), weight.shape[0])
+        positions = data.numel() / max(data.shape[-1], 1)
+        return {**facts, "in_channels": weight.shape[1], "out_channels": hidden}, positions
+    if kind in ("normalisation", "activation"):
+        channels = weights[0].numel()
+        if kind == "activation" and channels == 1:  # one slope for all
+            channels = data.shape[1] if data.ndim > 1 else 1
+        return {**facts, "in_channels": channels, "out_channels": channels}, None
+    inputs = data.shape[-1] if data.ndim else 1
+    outputs = result.shape[-1] if result.ndim else 1
+    if weight.ndim == 2:
+        facts["transposed"] = stored == (inputs, outputs) != (outputs, inputs)
+    return {**facts, "in_channels": inputs, "out_channels": outputs}, None
+
+
+def _convolution(call: Call, weight: Tensor, data: Tensor, result: Tensor) -> dict[str, Any]:
+    kernel = tuple(weight.shape[2:])
+    inputs, outputs = (value.shape[1 if value.ndim == weight.ndim else 0] for value in (data, result))
+    transposed = "transpose" in call.base or (call.base == "convolution" and bool(call.args[6]))
+    stride = call.kwargs.get("stride", 1)
+    if len(call.args) > 3 and call.base != "deform_conv2d":
+        stride = call.args[3]
+    if isinstance(stride, int):
+        stride = (stride,)
+    return {
+        "in_channels": inputs,
+        "out_channels": outputs,
+        "kernel": kernel,
+        "stride": tuple(stride) * (len(kernel) if len(stride) == 1 else 1),
+        "groups": (outputs if transposed else inputs) // max(weight.shape[1], 1),
+        "transposed": transposed,
+    }
