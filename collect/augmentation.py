@@ -56,6 +56,10 @@ class Batches:
         self.images = bordered.permute(0, 2, 3, 1).contiguous().to(device)  # [N, H + 2 margin, W + 2 margin, C]
         self.labels = images.train.labels.to(device)
         self.device = device
+        self.reseed(seeds)
+
+    def reseed(self, seeds: Sequence[int]) -> None:
+        """Start the streams of `seeds`, one per member, from their beginning."""
         self.orders = [stream(seed, "order") for seed in seeds]
         self.draws = [stream(seed, "augmentation") for seed in seeds]
 

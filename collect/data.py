@@ -19,6 +19,7 @@ from torch import Tensor
 
 from collect.split import stratified
 from generators.errors import DataError, unknown_name
+from generators.published import cache_folder
 
 TEST_FRACTION = 0.2  # of all images, where there is no official test split
 VALIDATION_FRACTION = 0.1  # of the images that are not for testing
@@ -241,7 +242,7 @@ def _npz(path: Path) -> Raw:
     if not path.is_file():
         raise DataError(f"{path} does not exist; expected an .npz file with {', '.join(KEYS)}")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             missing = [key for key in KEYS if key not in stored.files]
             if missing:
                 raise DataError(
@@ -311,7 +312,7 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, s
         name: `"digits"`, a torchvision set (`names()` lists them; case, `-` and `_` do not matter), or the path of an
             `.npz` with `x_train`, `y_train`, `x_test`, `y_test` (images uint8 or float, `[N, H, W]`, `[N, H, W, C]` or
             `[N, C, H, W]`) and, optionally, `classes` (their names).
-        root: folder of torchvision's files, default `~/.cache/powerhouse/data`.
+        root: folder of torchvision's files, default `~/.cache/powerhouse/data` (or under `POWERHOUSE_HOME`).
         download: fetch a torchvision set that is not in `root`.
         split_seed: seed of the parts that are not official.
 
@@ -325,6 +326,6 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, s
     known = plain.get(name.lower().replace("-", "").replace("_", ""))
     if known is None:
         raise unknown_name("data set", name, names(), way_out="A file of your own must end in .npz.")
-    folder = Path(root) if root is not None else Path.home() / ".cache" / "powerhouse" / "data"
+    folder = Path(root) if root is not None else cache_folder() / "data"
     raw = _digits() if known == "digits" else _torchvision(known, folder, download)
     return from_arrays(raw, known, split_seed=split_seed)

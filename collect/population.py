@@ -133,7 +133,7 @@ class _Members:
             for spec, segment in zip(self.layout, segments, strict=True)
         }
         self.buffers: Tensors = {spec.name: stack[spec.name] for spec in self.buffer_layout}
-        self.training = torch.ones(len(seeds), dtype=torch.bool)
+        self.training = np.ones(len(seeds), dtype=bool)
         self._frozen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
@@ -151,12 +151,10 @@ class _Members:
 
     def freeze_unless(self, finite: Tensor, *, step: int) -> None:
         """Set members aside that trained until now and for which `finite` `[K]` is False."""
-        if bool(finite.all()):
-            return
-        lost = (~finite.cpu() & self.training).nonzero().flatten().tolist()
-        if lost:
+        lost = np.flatnonzero(self.training & ~finite.cpu().numpy())
+        if len(lost):
             weights, buffers = self.rows()
-            for member in lost:
+            for member in lost.tolist():
                 self._frozen[member] = (weights[member].copy(), buffers[member].copy())
                 self.training[member] = False
                 log.info("member %d diverged at step %d", member, step)
@@ -230,8 +228,8 @@ def train(
         nonlocal evaluated
         if step == evaluation_steps[evaluated]:
             found = _evaluate(form, members, images, recipe, device)
-            members.freeze_unless(found[:, 0].isfinite(), step=step)
-            metrics[members.training, evaluated] = found[members.training].cpu().numpy()
+            members.freeze_unless(found.isfinite().all(dim=1), step=step)
+            metrics[members.training, evaluated] = found.cpu().numpy()[members.training]
             if on_epoch is not None:
                 on_epoch(float(evaluations[evaluated]))
             evaluated += 1
@@ -241,6 +239,8 @@ def train(
     step = 0
     record(step)
     for _ in range(recipe.epochs):
+        if not members.training.any():
+            break
         for pictures, labels in batches.epoch():
             loss = losses(
                 form(members.parameters, members.buffers, pictures, training=True),
@@ -254,6 +254,7 @@ def train(
             optimiser.step(torch.cat([gradient.flatten() for gradient in gradients]), lr=rate)
             step += 1
             record(step)
+    checkpoints += [members.rows()] * (len(recipe.checkpoint_epochs) - len(checkpoints))  # if all diverged
     weights, buffers = (np.stack(rows, axis=1) for rows in zip(*checkpoints, strict=True))
     return Population(
         recipe=recipe,

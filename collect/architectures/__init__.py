@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import torch
 from torch import nn
 
 from collect.architectures import mlp, mobilenet, resnet, vgg, vit
@@ -105,7 +106,7 @@ def parse(name: str) -> Architecture:
 
 
 def build(architecture: Architecture | str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The network, with torch's own initial weights.
+    """The network, with torch's own initial weights, always the same ones: it is to be initialised.
 
     Args:
         architecture: or its name.
@@ -124,4 +125,7 @@ def build(architecture: Architecture | str, *, shape: tuple[int, int, int], clas
         raise ConfigError(f"{architecture}: a classifier needs at least 2 classes, got {classes}")
     if min(shape) < 1:
         raise ConfigError(f"{architecture}: image shape must be (channels, height, width), got {tuple(shape)}")
-    return FAMILIES[architecture.family].build(architecture.depth, architecture.width, shape=shape, classes=classes)
+    # Constructors draw from the global random state: give them a state of their own.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return FAMILIES[architecture.family].build(architecture.depth, architecture.width, shape=shape, classes=classes)
