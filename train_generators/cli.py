@@ -1,0 +1,96 @@
+"""`python -m train_generators COMMAND`: fit a generator on a zoo, compare initialisers, or run the whole demo.
+
+A command is a function; its signature and docstring are its flags and its help (tyro). The table below names the
+functions; a module is imported only when its command is asked for. A new command is one line in the table.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from generators.errors import unknown_name
+
+PROGRAM = "python -m train_generators"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One row of the table.
+
+    Attributes:
+        function: "module:function"; the function's parameters become the flags.
+        summary: one line for the overview.
+        example: arguments that work as they stand.
+    """
+
+    function: str
+    summary: str
+    example: str
+
+    def load(self) -> Callable:
+        module, _, name = self.function.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+COMMANDS = {
+    "vae": Command(
+        "train_generators.vae:main",
+        "fit one VAE per weight group (kernel size, role, depth) on the kernels of a zoo",
+        "--zoo runs/zoo --out runs/conv-vae",
+    ),
+    "ghn": Command(
+        "train_generators.ghn:main",
+        "train a graph hypernetwork on architecture families with the image loss",
+        "--out runs/ghn",
+    ),
+    "noise-ghn": Command(
+        "train_generators.ghn:main_noise",
+        "train a graph hypernetwork whose members differ (two draws, cross-entropy + cosine)",
+        "--out runs/noise-ghn",
+    ),
+    "compare": Command(
+        "train_generators.compare:main",
+        "report what each initialiser is worth against a baseline, over the populations of a zoo",
+        "--zoo runs/zoo --out runs/comparison --baseline he",
+    ),
+    "demo": Command(
+        "train_generators.demo:main",
+        "the main job end to end on the embedded digits: zoo, three generators, comparison",
+        "--out runs/demo",
+    ),
+}
+
+
+def overview() -> str:
+    """What `--help` shows."""
+    rows = "\n".join(f"  {name:10s} {command.summary}" for name, command in COMMANDS.items())
+    examples = "\n".join(f"  {PROGRAM} {name} {command.example}" for name, command in COMMANDS.items())
+    return (
+        f"usage: {PROGRAM} COMMAND [flags]\n\n"
+        "Fit generators on a zoo of trained networks (python -m collect makes one) and compare initialisers.\n\n"
+        f"commands:\n{rows}\n\nexamples:\n{examples}\n\n"
+        f"`{PROGRAM} COMMAND --help` lists the flags of a command. A killed command goes on where it was when it is\n"
+        "given again. Exit code: 0 done, 2 wrong usage or input, 3 interrupted but resumable."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that `arguments` (by default those of the command line) name.
+
+    Raises:
+        UnknownNameError: there is no such command.
+        SystemExit: wrong flags (code 2) or `--help` (code 0), as tyro has it.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(overview() + "\n")
+        return
+    name, *flags = arguments
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS, way_out=f"`{PROGRAM} --help` shows what each does.")
+    tyro.cli(COMMANDS[name].load(), prog=f"{PROGRAM} {name}", args=flags, config=(tyro.conf.OmitArgPrefixes,))
