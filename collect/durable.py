@@ -1,0 +1,87 @@
+"""Files that are either complete and on the disk, or not there at all.
+
+Written under a temporary name in the destination folder, closed, fsynced, renamed, and the folder fsynced. A kill at
+any moment leaves at most a temporary file, whose name says which process of which machine was writing it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from generators.errors import ZooError
+
+STALE_SECONDS = 24 * 3600  # temporary files of other machines are swept when they are older than this
+_TEMPORARY = re.compile(r"^\..+@(?P<host>[^@]+)@(?P<pid>\d+)\.tmp$")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def durable(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what is written there gets the name `path` when it is safe on the disk.
+
+    The folder is made if it is not there. If the body raises, nothing of the file is left.
+
+    Raises:
+        ZooError: the disk is full, the folder cannot be written, ...
+    """
+    temporary = path.with_name(f".{path.name}@{socket.gethostname()}@{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ZooError(
+            f"cannot write {path}: {error}; make room or name a folder that can be written, and run the same command "
+            "again: what is finished is kept"
+        ) from error
+
+
+def _is_running(pid: int) -> bool:
+    """Whether process `pid` of this machine can still write; one that is dead but not yet reaped cannot."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with contextlib.suppress(OSError):  # only where there is a /proc
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Delete the temporary files that dead processes left in `folder`, those of other machines once they are a day old.
+
+    Returns:
+        What was deleted.
+    """
+    swept = []
+    for path in sorted(folder.glob(".*.tmp")):
+        match = _TEMPORARY.match(path.name)
+        if match is None:
+            continue
+        with contextlib.suppress(FileNotFoundError):  # its writer was faster
+            dead = match["host"] == socket.gethostname() and not _is_running(int(match["pid"]))
+            if dead or time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
+                swept.append(path)
+    return swept

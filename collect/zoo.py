@@ -1,0 +1,319 @@
+"""Reading a zoo: columns of runs, views by condition, weights as memory maps.
+
+    zoo = Zoo("zoo")
+    good = zoo.where(architecture="resnet-8-w8", status="ok", split="train")
+    good.column("test_accuracy"), good.state_dict(0), good.populations[0].weights
+
+Opening reads the small parts of every file. Weights are mapped when they are asked for and read by the page, so a zoo
+may be larger than the memory. A `Zoo` holds paths and small arrays only; it can be pickled to loader processes.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from collect import zoo_file
+from collect.architectures import Architecture, build
+from collect.population import TensorSpec
+from collect.recipe import Recipe, from_json
+from collect.zoo_file import Header
+from generators.errors import ZooError, unknown_name
+
+log = logging.getLogger(__name__)
+
+SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+
+def split_of(run: str) -> str:
+    """The split of a run: "train", "validation" or "test".
+
+    A pure function of the run's id: growing a zoo, or keeping it on another machine, never moves a run.
+    """
+    place = int.from_bytes(hashlib.blake2b(f"split:{run}".encode(), digest_size=8).digest(), "big") / 2**64
+    for name, share in SPLITS.items():
+        place -= share
+        if place < 0:
+            return name
+    return "test"  # shares may add up to a rounding error below 1
+
+
+def scan(folder: str | Path, *, verify: bool = False) -> tuple[list[Header], dict[Path, ZooError]]:
+    """The usable population files of a folder, and the others, each with its fault; sorted by name.
+
+    Raises:
+        ZooError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise ZooError(f"there is no zoo at {folder}; make one with `python -m collect run --out {folder} ...`")
+    read = zoo_file.verify if verify else zoo_file.read_header
+    good, bad = [], {}
+    for path in sorted(Path(folder).glob(f"*{zoo_file.SUFFIX}")):
+        try:
+            good.append(read(path))
+        except ZooError as error:
+            bad[path] = error
+    return good, bad
+
+
+@dataclass(frozen=True)
+class PopulationView:
+    """The chosen runs of one population.
+
+    Axes: K chosen runs, C checkpoints, P weights, B buffer entries, E evaluations, M metrics.
+
+    Attributes:
+        header: what the file says.
+        rows: which of its runs are chosen.
+    """
+
+    header: Header
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _chosen(self, array: np.ndarray) -> np.ndarray:
+        """The chosen rows; without a copy if they are consecutive."""
+        first, last = self.rows[0], self.rows[-1]
+        consecutive = self.rows == tuple(range(first, last + 1))
+        return array[first : last + 1] if consecutive else array[list(self.rows)]
+
+    @property
+    def id(self) -> str:
+        return self.header.id
+
+    @property
+    def recipe(self) -> Recipe:
+        return from_json(self.header.attributes["recipe"])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.header.runs[row]["seed"] for row in self.rows)
+
+    @property
+    def status(self) -> tuple[str, ...]:
+        """ok, diverged or stopped, for every run."""
+        return tuple(self.header.runs[row]["status"] for row in self.rows)
+
+    @property
+    def metrics(self) -> np.ndarray:
+        """float32 [K, E, M]; NaN after a run diverged."""
+        return self._chosen(self.header.metrics)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return self.header.metric_names
+
+    @property
+    def evaluation_epochs(self) -> np.ndarray:
+        """float64 [E], 0 first."""
+        return self.header.evaluation_epochs
+
+    @property
+    def evaluation_steps(self) -> np.ndarray:
+        """int64 [E], 0 first."""
+        return self.header.evaluation_steps
+
+    @property
+    def checkpoint_epochs(self) -> np.ndarray:
+        """int64 [C]."""
+        return self.header.checkpoint_epochs
+
+    @property
+    def layout(self) -> tuple[TensorSpec, ...]:
+        return self.header.layout
+
+    @property
+    def buffer_layout(self) -> tuple[TensorSpec, ...]:
+        return self.header.buffer_layout
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float32 [K, C, P], a read-only memory map."""
+        return self._chosen(self.header.weights.map(self.header.path))
+
+    @property
+    def buffers(self) -> np.ndarray:
+        """float32 [K, C, B], a read-only memory map."""
+        return self._chosen(self.header.buffers.map(self.header.path))
+
+    def curve(self, metric: str) -> np.ndarray:
+        """One metric over the evaluations, float32 [K, E].
+
+        Raises:
+            UnknownNameError: no such metric.
+        """
+        if metric not in self.metric_names:
+            raise unknown_name("metric", metric, self.metric_names)
+        return self.metrics[:, :, self.metric_names.index(metric)]
+
+    def states(self, checkpoint: int = -1) -> dict[str, Tensor]:
+        """Weights and buffers of all chosen runs, stacked: tensor name -> float32 [K, *shape]."""
+        parts = ((self.layout, self.weights), (self.buffer_layout, self.buffers))
+        return {
+            spec.name: torch.from_numpy(np.array(rows[:, checkpoint, spec.offset : spec.offset + spec.length])).reshape(
+                len(self), *spec.shape
+            )
+            for layout, rows in parts
+            for spec in layout
+        }
+
+    def build(self) -> nn.Module:
+        """A module of this architecture, with weights of no meaning."""
+        stored = json.loads(self.header.architecture_json)
+        shape, classes = stored.pop("shape"), stored.pop("classes")
+        return build(Architecture(**stored), shape=tuple(shape), classes=classes)
+
+
+class Zoo:
+    """A folder of population files, or a view on some of its runs (`where`).
+
+    Args:
+        folder: the zoo.
+        verify: compare every byte with its digest (the deep check) instead of opening and checking shapes only.
+
+    Attributes:
+        runs: one dict per run: id, population, row, seed, status, split, every field of the recipe (architecture, init,
+            lr, ...), and the last value of every metric under the metric's name (test_accuracy, ...).
+        bad: file -> why it cannot be used. Bad files are neither used nor deleted.
+
+    Raises:
+        ZooError: no such folder, or no usable population file in it.
+    """
+
+    def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
+        self.folder = Path(folder)
+        self.runs: list[dict[str, Any]] = []
+        headers, self.bad = scan(self.folder, verify=verify)
+        for error in self.bad.values():
+            log.warning("not used: %s", error)
+        self._headers = {header.id: header for header in headers}
+        seen: dict[str, str] = {}
+        for header in headers:
+            for row, run in enumerate(header.runs):
+                if run["id"] in seen:  # collected twice, in stacks of different sizes
+                    log.info("run %s of %s is in %s already and counts once", run["id"], header.id, seen[run["id"]])
+                    continue
+                seen[run["id"]] = header.id
+                self.runs.append(_columns(header, row, run))
+        if not self.runs:
+            reasons = "".join(f"; {error}" for error in self.bad.values())
+            raise ZooError(f"no usable population in {folder}; make some with `python -m collect run`{reasons}")
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __repr__(self) -> str:
+        return f"Zoo({str(self.folder)!r}: {len(self.runs)} runs, {len(self.populations)} populations)"
+
+    @staticmethod
+    def split_of(run: str) -> str:
+        """See `collect.zoo.split_of`."""
+        return split_of(run)
+
+    def where(self, **conditions: Any) -> Zoo:
+        """The runs for which every condition holds, as a view on the same files.
+
+        Args:
+            conditions: column = value, or column = a list, tuple or set of values of which one must be met, such as
+                `where(architecture=["resnet-8-w8", "vgg-4-w8"], status="ok", split="train")`.
+
+        Raises:
+            UnknownNameError: no such column.
+        """
+        wanted = {
+            name: set(value) if isinstance(value, list | tuple | set | frozenset) else {value}
+            for name, value in conditions.items()
+        }
+        known = {name for run in self.runs for name in run}
+        for name in wanted:
+            if self.runs and name not in known:
+                raise unknown_name("column", name, known)
+        view = copy.copy(self)
+        view.runs = [run for run in self.runs if all(run.get(name) in values for name, values in wanted.items())]
+        return view
+
+    def column(self, name: str) -> np.ndarray:
+        """One column over all runs, [number of runs]; numbers that a run does not have are NaN.
+
+        Raises:
+            UnknownNameError: no such column.
+        """
+        known = {each for run in self.runs for each in run}
+        if name not in known:
+            raise unknown_name("column", name, known)
+        return np.array([run.get(name, np.nan) for run in self.runs])
+
+    @property
+    def populations(self) -> list[PopulationView]:
+        """The populations that have a chosen run, each with its chosen runs."""
+        rows: dict[str, list[int]] = {}
+        for run in self.runs:
+            rows.setdefault(run["population"], []).append(run["row"])
+        return [PopulationView(self._headers[name], tuple(chosen)) for name, chosen in rows.items()]
+
+    def _view(self, index: int) -> PopulationView:
+        run = self.runs[index]
+        return PopulationView(self._headers[run["population"]], (run["row"],))
+
+    def state_dict(self, index: int, *, checkpoint: int = -1) -> dict[str, Tensor]:
+        """Weights and buffers of one run by name."""
+        return {name: value[0] for name, value in self._view(index).states(checkpoint).items()}
+
+    def module(self, index: int, *, checkpoint: int = -1) -> nn.Module:
+        """One run as a module in evaluation mode."""
+        module = self._view(index).build()
+        module.load_state_dict(self.state_dict(index, checkpoint=checkpoint))
+        return module.eval()
+
+    def tensors(
+        self, *, role: str | None = None, kernel: tuple[int, ...] | None = None, checkpoint: int = -1
+    ) -> Iterator[tuple[str, str, TensorSpec, float, np.ndarray]]:
+        """Every weight tensor of every run.
+
+        Args:
+            role: only tensors with this role (`generators.inventory.Role`), such as "conv_weight".
+            kernel: only tensors with these spatial axes, such as (3, 3).
+            checkpoint: index of the checkpoint.
+
+        Yields:
+            run id; architecture; spec (name, role, shape, ...); depth of the owning module from 0 (input) to 1
+            (output), as in the inventory; the values, float32 of the spec's shape, as a view on the memory map.
+        """
+        for population in self.populations:
+            chosen = [
+                (spec, depth)
+                for spec, depth in zip(population.layout, _depths(population.layout), strict=True)
+                if role in (None, spec.role) and (kernel is None or tuple(spec.shape[2:]) == tuple(kernel))
+            ]
+            if not chosen:
+                continue
+            runs, architecture = population.header.runs, population.recipe.architecture
+            for row, values in zip(population.rows, population.weights[:, checkpoint], strict=True):
+                for spec, depth in chosen:
+                    tensor = values[spec.offset : spec.offset + spec.length].reshape(spec.shape)
+                    yield runs[row]["id"], architecture, spec, depth, tensor
+
+
+def _columns(header: Header, row: int, run: dict[str, Any]) -> dict[str, Any]:
+    last = dict(zip(header.metric_names, map(float, header.metrics[row, -1]), strict=True))
+    place = {"population": header.id, "row": row, "split": split_of(run["id"])}
+    return {"id": run["id"], **place, **run, **last}
+
+
+def _depths(layout: tuple[TensorSpec, ...]) -> list[float]:
+    """Position of the owner of every tensor among all owners, 0 to 1, as `generators.inventory` counts it."""
+    owners = [spec.name.rpartition(".")[0] for spec in layout]
+    order = {owner: index for index, owner in enumerate(dict.fromkeys(owners))}
+    return [order[owner] / max(len(order) - 1, 1) for owner in owners]

@@ -1,0 +1,138 @@
+"""The command line: what it makes, what it shows, and one-line errors that leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from collect import cli
+from collect.zoo import Zoo
+from generators.commandline import EXIT_WRONG_INPUT, run
+from generators.errors import ZooError
+
+COLLECT = ["run", "--architectures", "mlp-1-w4", "--runs", "3", "--together", "2", "--epochs", "1", "--batch-size",
+           "256", "--workers", "0"]  # fmt: skip
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """The exit code of `python -m collect ARGUMENTS`, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["collect", *map(str, arguments)])
+    return run(cli.main)
+
+
+def test_run_makes_a_zoo_its_plan_and_its_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "zoo"
+    assert call(monkeypatch, *COLLECT, "--init", "he", "xavier", "--lr", "0.1", "0.2", "--out", folder) == 0
+    zoo = Zoo(folder)
+    assert len(zoo) == 12 and len(zoo.populations) == 8
+    assert {(run["init"], run["lr"]) for run in zoo.runs} == {(a, b) for a in ("he", "xavier") for b in (0.1, 0.2)}
+    stored = json.loads((folder / "config.json").read_text())
+    assert stored["config"]["lr"] == [0.1, 0.2] and stored["config"]["momentum"] == 0.9
+    assert stored["provenance"]["torch_version"]
+    shown = capsys.readouterr().out
+    assert "12 networks" in shown and "xavier" in shown
+
+
+def test_every_recipe_flag_reaches_the_recipe(tmp_path: Path) -> None:
+    config = cli.RunConfig(
+        architectures=("mlp-1-w4",), out=tmp_path, epochs=3, batch_size=32, optimiser="adamw", lr=(0.01,), momentum=0.8,
+        weight_decay=0.1, schedule="linear", warmup_epochs=1.0, augmentation="shift", label_smoothing=0.1,
+        clip_norm=1.0, evaluations_per_epoch=2, saved=(0, 3), statistics="running",
+    )  # fmt: skip
+    (recipe,) = {task.recipe for task in config.tasks()}
+    names = set(type(recipe).__dataclass_fields__) - {"architecture", "init", "lr"}
+    assert names <= set(cli.RunConfig.__dataclass_fields__)
+    assert all(getattr(recipe, name) == getattr(config, name) for name in names)
+    assert (recipe.architecture, recipe.init, recipe.lr) == ("mlp-1-w4", "he", 0.01)
+    assert cli.RunConfig(architectures=("mlp-1-w4",), out=tmp_path, nesterov=True).tasks()[0].recipe.nesterov
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data", "digit"], ["data set 'digit'", "'digits'"]),
+        (["--init", "hee"], ["'hee'", "'he'"]),
+        (["--architectures", "resent-8-w4"], ["'resent-8-w4'", "'resnet-8-w4'"]),
+        (["--architectures", "resnet"], ["'resnet'", "resnet-20-w16"]),
+        (["--epochs", "0"], ["epochs", "at least 1"]),
+        (["--runs", "0"], ["runs", "at least 1"]),
+        (["--batch-size", "9999"], ["1295 training images"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    flags: list[str],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    folder = tmp_path / "zoo"
+    assert call(monkeypatch, *COLLECT, *flags, "--out", folder) == EXIT_WRONG_INPUT
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in error for word in words), error
+    assert not folder.exists()
+
+
+def test_status_shows_what_is_missing_and_what_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert call(monkeypatch, *COLLECT, "--out", tmp_path) == 0
+    first, second = sorted(tmp_path.glob("*.h5"), key=lambda path: path.stat().st_size)
+    first.unlink()  # the one with a single network
+    capsys.readouterr()
+    assert call(monkeypatch, "status", tmp_path) == 0
+    assert "2 of 3" in capsys.readouterr().out
+    second.write_bytes(second.read_bytes()[:-1])
+    assert call(monkeypatch, "status", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "0 of 3" in shown and "not usable" in shown and second.name in shown
+
+
+def test_verify_names_the_damaged_file_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert call(monkeypatch, *COLLECT, "--out", tmp_path) == 0
+    assert call(monkeypatch, "verify", tmp_path) == 0
+    population = Zoo(tmp_path).populations[0]
+    path, content = population.header.path, bytearray(population.header.path.read_bytes())
+    content[population.header.weights.offset] ^= 1
+    path.write_bytes(content)
+    capsys.readouterr()
+    assert call(monkeypatch, "status", tmp_path) == 0  # the cheap check cannot see it
+    assert call(monkeypatch, "verify", tmp_path) == EXIT_WRONG_INPUT
+    captured = capsys.readouterr()
+    assert "1 files whole, 1 not usable" in captured.out and path.name in captured.err
+    with pytest.raises(ZooError, match="no zoo"):
+        cli.verify(tmp_path / "nowhere")
+
+
+def test_help_teaches_with_an_example(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, words in (
+        (["--help"], ["python -m collect run --data digits", "status", "verify", "given again"]),
+        (
+            ["run", "--help"],
+            ["python -m collect run --data digits", "--architectures", "resnet-20-w16", "--first-seed"],
+        ),
+    ):
+        monkeypatch.setattr(sys, "argv", ["collect", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert left.value.code == 0
+        shown = capsys.readouterr().out
+        assert all(word in shown for word in words)
+
+
+def test_as_a_module_with_a_worker_process(tmp_path: Path) -> None:
+    """The whole way once, as a user goes it: a real interpreter that spawns a worker."""
+    command = [sys.executable, "-m", "collect", *COLLECT[:-1], "1", "--out", str(tmp_path / "zoo")]
+    root = Path(cli.__file__).parents[1]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert "3 networks" in found.stdout and "3/3" in found.stderr
+    assert len(Zoo(tmp_path / "zoo", verify=True)) == 3

@@ -1,0 +1,104 @@
+"""The plan is a pure function of what was asked for, and finds every fault before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collect.plan import plan, save, saved, sweep
+from collect.recipe import Recipe, run_id
+from generators.errors import ConfigError, DataError, PowerhouseError, UnknownNameError, ZooError
+
+TINY = Recipe(architecture="mlp-1-w4", epochs=1)
+
+
+def test_sweep_is_the_product_in_the_order_written() -> None:
+    found = sweep(TINY, architecture=["mlp-1-w4", "mlp-2-w4"], lr=[0.1, 0.2])
+    pairs = [(recipe.architecture, recipe.lr) for recipe in found]
+    assert pairs == [("mlp-1-w4", 0.1), ("mlp-1-w4", 0.2), ("mlp-2-w4", 0.1), ("mlp-2-w4", 0.2)]
+    assert all(recipe.epochs == 1 for recipe in found)
+
+
+def test_every_run_is_in_one_task_and_ids_are_the_recipes() -> None:
+    recipes = sweep(TINY, init=["he", "xavier"])
+    tasks = plan(recipes, runs=5, first_seed=3, together=2)
+    assert [task.seeds for task in tasks] == [(3, 4), (5, 6), (7,)] * 2
+    expected = {run_id(recipe, tasks[0].data_digest, seed) for recipe in recipes for seed in range(3, 8)}
+    found = [run_id(task.recipe, task.data_digest, seed) for task in tasks for seed in task.seeds]
+    assert sorted(found) == sorted(expected)
+    assert len({task.id for task in tasks}) == len(tasks)
+
+
+def test_equal_calls_make_equal_plans_and_more_runs_keep_the_first() -> None:
+    assert plan([TINY, TINY], runs=4, together=2) == plan([TINY], runs=4, together=2)
+    assert plan([TINY], runs=8, together=2)[:2] == plan([TINY], runs=4, together=2)
+
+
+def test_cost_of_an_mlp_against_counting_by_hand() -> None:
+    """2 operations per weight and image, three passes, 1295 training digits."""
+    (task,) = plan([Recipe(architecture="mlp-1-w16", epochs=7)], runs=3)
+    assert task.cost == 2 * (64 * 16 + 16 * 10) * 3 * 1295 * 7 * 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "error", "words"),
+    [
+        (dict(data="digit"), UnknownNameError, "'digits'"),
+        (dict(init="hee"), UnknownNameError, "'he'"),
+        (dict(init="he+xavier"), ConfigError, "put it first"),
+        (dict(architecture="resnet-9-w4"), ConfigError, "8"),
+        (dict(architecture="mlp-0-w4"), ConfigError, "at least 1"),
+        (dict(batch_size=5000), ConfigError, "1295 training images"),
+        (dict(data="nowhere.npz"), DataError, "nowhere.npz"),
+    ],
+)
+def test_faults_are_found_while_planning(recipe: dict, error: type[PowerhouseError], words: str) -> None:
+    with pytest.raises(error, match=words):
+        plan([Recipe(**{"architecture": "mlp-1-w4"} | recipe)], runs=1)
+
+
+@pytest.mark.parametrize("arguments", [dict(runs=0), dict(runs=1, together=0), dict(runs=1, first_seed=-1)])
+def test_numbers_without_sense(arguments: dict) -> None:
+    with pytest.raises(ConfigError, match="must be at least"):
+        plan([TINY], **arguments)
+
+
+def test_an_empty_plan_and_wrong_sweeps_are_errors() -> None:
+    with pytest.raises(ConfigError, match="nothing to train"):
+        plan([], runs=1)
+    with pytest.raises(UnknownNameError, match="'init'"):
+        sweep(TINY, inits=["he"])
+    with pytest.raises(ConfigError, match="at least one value"):
+        sweep(TINY, lr=[])
+    with pytest.raises(ConfigError, match="list"):
+        sweep(TINY, init="he")
+
+
+def test_digest_of_the_data_is_part_of_the_ids(tmp_path: Path) -> None:
+    """Two .npz files of one name and shape but other pixels must not share populations."""
+    ids = []
+    for value in (0, 9):
+        images = np.arange(60 * 16, dtype=np.uint8).reshape(60, 4, 4)
+        images[0, 0, 0] = value
+        labels = np.arange(60) % 3
+        path = tmp_path / "own.npz"
+        np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+        ids.append(plan([Recipe(data=str(path), architecture="mlp-1-w4", epochs=1, batch_size=8)], runs=1)[0].id)
+    assert ids[0] != ids[1]
+
+
+def test_saved_plans_come_back_and_equal_ones_are_one_file(tmp_path: Path) -> None:
+    first = plan(sweep(TINY, saved=["last", (0, 1)]), runs=3, together=2)
+    second = plan([TINY], runs=6, together=2)
+    assert save(first, tmp_path) == save(first, tmp_path)
+    save(second, tmp_path)
+    assert {task.id: task for task in saved(tmp_path)} == {task.id: task for task in first + second}
+
+
+def test_a_damaged_plan_file_is_named(tmp_path: Path) -> None:
+    path = save(plan([TINY], runs=1), tmp_path)
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ZooError, match=path.name):
+        saved(tmp_path)

@@ -1,0 +1,257 @@
+"""Nothing is lost and nothing depends on how the work was done: kills, interrupts, damage, workers, order."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from collect import durable, runner, zoo_file
+from collect.plan import Task, plan, saved, sweep
+from collect.recipe import Recipe
+from collect.runner import CollectError, check, collect
+from collect.zoo_file import path_of, verify
+from generators.commandline import EXIT_INTERRUPTED, Interrupted
+from generators.errors import ConfigError, ZooError
+
+SCRIPT = Path(__file__).with_name("slow_collector.py")
+TINY = Recipe(architecture="mlp-1-w4", epochs=1, batch_size=256)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Population id -> digest of its weights, buffers, metrics and tables, for every file; every file is whole."""
+    return {path.stem: verify(path).digest for path in folder.glob("*.h5")}
+
+
+def temporaries(folder: Path) -> list[Path]:
+    return list(folder.glob(".*"))
+
+
+def wait_for(condition: Callable[[], object], what: str, *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited too long for {what}"
+        time.sleep(0.01)
+
+
+@contextmanager
+def collecting(folder: Path, *, pause: float, workers: int = 1) -> Iterator[subprocess.Popen]:
+    """A real collection. On leaving, it and all its workers must have ended."""
+    environment = os.environ | {"PYTHONPATH": str(Path(runner.__file__).parents[1])}
+    command = [sys.executable, str(SCRIPT), str(folder), str(pause), str(workers)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    seen: set[int] = set()
+
+    def look() -> set[int]:
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        seen.update(int(pid) for pid in listed.stdout.split())
+        return seen
+
+    process.workers = look  # type: ignore[attr-defined]
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+        wait_for(lambda: not any(map(durable._is_running, seen)), "the workers to end with their collector")
+
+
+@pytest.fixture(scope="module")
+def script_tasks() -> list[Task]:
+    spec = importlib.util.spec_from_file_location("slow_collector", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module, before = importlib.util.module_from_spec(spec), os.replace
+    spec.loader.exec_module(module)
+    os.replace = before
+    return module.tasks()
+
+
+def test_killed_again_and_again_then_finished_is_the_same_as_never_disturbed(
+    tmp_path: Path, script_tasks: list[Task]
+) -> None:
+    """SIGKILL between write and rename, after the first population, at random; SIGTERM; then to the end.
+
+    Checked after every kill: each population that had its name is still there, untouched and whole. Checked at the end:
+    digests of weights, buffers, metrics and tables against a collection in this process, without any workers.
+    """
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "zoo"
+    collect(script_tasks, undisturbed, workers=0)
+    generator = random.Random(0)
+    folder.mkdir()
+
+    def kept_after(act: Callable[[subprocess.Popen], None], *, pause: float, workers: int) -> None:
+        with collecting(folder, pause=pause, workers=workers) as process:
+            act(process)
+            process.workers()  # type: ignore[attr-defined]
+            acknowledged = {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")}
+            process.kill()
+        assert acknowledged.keys() <= set(folder.glob("*.h5"))
+        assert all(path.stat().st_mtime_ns == when for path, when in acknowledged.items())
+        digests(folder)
+
+    def between_write_and_rename(process: subprocess.Popen) -> None:
+        wait_for(lambda: any(path.stat().st_size > 3000 for path in temporaries(folder)), "a written temporary file")
+
+    def after_one_more(process: subprocess.Popen) -> None:
+        before = len(list(folder.glob("*.h5")))
+        wait_for(lambda: len(list(folder.glob("*.h5"))) > before, "one more population")
+        time.sleep(generator.uniform(0, 0.2))
+
+    kept_after(between_write_and_rename, pause=30, workers=2)
+    assert not digests(folder)
+    assert temporaries(folder), "the kill was to hit between write and rename"
+    kept_after(after_one_more, pause=0.1, workers=1)
+    with collecting(folder, pause=0.3) as process:
+        after_one_more(process)
+        process.workers()  # type: ignore[attr-defined]
+        process.terminate()
+        assert process.wait(timeout=60) == EXIT_INTERRUPTED
+        assert process.stderr is not None and "run the same command again" in process.stderr.read()
+        assert not temporaries(folder)
+    there = digests(folder)
+    assert 0 < len(there) < len(script_tasks)
+    result = collect(script_tasks, folder, workers=0)
+    assert set(result.found) == set(there) and len(result.found) + len(result.trained) == len(script_tasks)
+    assert not temporaries(folder)
+    assert digests(folder) == digests(undisturbed)
+    assert {task.id for task in script_tasks} == set(digests(folder))
+
+
+def test_a_second_call_trains_what_is_missing_or_damaged_and_only_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = plan([TINY], runs=6, together=2)
+    first = collect(tasks, tmp_path, workers=0)
+    assert first.trained == tuple(task.id for task in tasks) and not first.found
+    expected = digests(tmp_path)
+    whole, missing, damaged = (path_of(tmp_path, task.id) for task in tasks)
+    kept = whole.stat().st_mtime_ns
+    missing.unlink()
+    content = bytearray(damaged.read_bytes())
+    content[verify(damaged).weights.offset + 5] ^= 1
+    damaged.write_bytes(content)
+    second = collect(tasks, tmp_path, workers=0)
+    assert second.found == (tasks[0].id,) and set(second.trained) == {tasks[1].id, tasks[2].id}
+    (aside,) = second.moved_aside
+    assert aside.read_bytes() == content and aside.name == f"{damaged.name}.bad"
+    assert "does not match its digest" in caplog.text and aside.name in caplog.text
+    assert whole.stat().st_mtime_ns == kept and digests(tmp_path) == expected
+    damaged.write_bytes(b"")  # damaged again: the first one aside is not overwritten
+    assert collect(tasks, tmp_path, workers=0).moved_aside[0].name == f"{damaged.name}.bad1"
+    assert aside.read_bytes() == content
+    assert collect(tasks, tmp_path, workers=0).trained == ()
+
+
+def test_a_foreign_file_in_the_folder_is_left_alone(tmp_path: Path) -> None:
+    foreign = tmp_path / "notes.h5"
+    foreign.write_text("mine")
+    collect(plan([TINY], runs=1), tmp_path, workers=0)
+    assert foreign.read_text() == "mine"
+
+
+def test_many_recipes_in_one_call_the_longest_first(tmp_path: Path) -> None:
+    recipes = sweep(TINY, architecture=["mlp-1-w4", "mlp-1-w32"], init=["he", "xavier"], lr=[0.01, 0.1])
+    tasks = plan([*recipes, replace(TINY, epochs=9)], runs=2)
+    result = collect(tasks, tmp_path, workers=0)
+    costs = {task.id: task.cost for task in tasks}
+    assert [costs[name] for name in result.trained] == sorted(costs.values(), reverse=True)
+    assert set(digests(tmp_path)) == set(costs)
+    assert {task.id for task in saved(tmp_path)} == set(costs)
+
+
+def test_progress_adds_up_to_the_number_of_networks(tmp_path: Path) -> None:
+    tasks = plan(sweep(TINY, epochs=[1, 3]), runs=5, together=3)
+    for part in (tasks[2:], tasks):  # the second call finds half of its populations
+        steps: list[float] = []
+        collect(part, tmp_path, workers=0, on_progress=steps.append)
+        assert sum(steps) == pytest.approx(sum(len(task.seeds) for task in part))
+        assert min(steps) > 0 and len(steps) > len(part)
+
+
+def test_one_failure_is_reported_and_the_rest_is_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = plan([TINY], runs=2, together=1)
+    bad = replace(good[0], data_digest="0" * 32)
+    with pytest.raises(CollectError, match=r"1 of 3 .* has changed since the plan was made"):
+        collect([bad, *good], tmp_path, workers=0)
+    assert set(digests(tmp_path)) == {task.id for task in good}
+    assert bad.id in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def full(population: object, folder: Path) -> Path:
+        calls.append(folder)
+        raise ZooError("no room")
+
+    monkeypatch.setattr(zoo_file, "write", full)
+    with pytest.raises(ZooError, match="no room"):
+        collect(plan([TINY], runs=3, together=1), tmp_path, workers=0)
+    assert len(calls) == 1
+    (tmp_path / "file").touch()
+    with pytest.raises(ZooError, match="cannot write"):
+        collect(plan([TINY], runs=1), tmp_path / "file", workers=0)
+
+
+def test_ctrl_c_says_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks, real = plan([TINY], runs=3, together=1), zoo_file.write
+
+    def write(population: object, folder: Path) -> Path:
+        if list(folder.glob("*.h5")):
+            raise KeyboardInterrupt
+        return real(population, folder)
+
+    monkeypatch.setattr(zoo_file, "write", write)
+    with pytest.raises(Interrupted, match="1 of 3 populations are stored"):
+        collect(tasks, tmp_path, workers=0)
+    assert not temporaries(tmp_path)
+
+
+def test_diverged_networks_are_stored_and_counted(tmp_path: Path) -> None:
+    result = collect(plan([replace(TINY, lr=1e30)], runs=2), tmp_path, workers=0)
+    assert result.diverged == 2 and len(digests(tmp_path)) == 1
+
+
+def test_check_and_wrong_workers(tmp_path: Path) -> None:
+    (task,) = plan([TINY], runs=1)
+    assert check(task, tmp_path) == ""
+    path_of(tmp_path, task.id).touch()
+    assert "truncated" in str(check(task, tmp_path))
+    with pytest.raises(ConfigError, match="at least 0"):
+        collect([task], tmp_path, workers=-1)
+
+
+def test_training_here_leaves_the_callers_threads_and_random_state(tmp_path: Path) -> None:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(2)
+    try:
+        collect(plan([TINY], runs=1), tmp_path, workers=0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.get_rng_state(), state)
+    (header,) = (verify(path) for path in tmp_path.glob("*.h5"))
+    assert header.attributes["threads"] == 1
+
+
+def test_a_worker_that_is_killed_ends_the_collection_as_an_interruption(
+    tmp_path: Path, script_tasks: list[Task]
+) -> None:
+    with collecting(tmp_path, pause=30) as process:
+        wait_for(lambda: temporaries(tmp_path), "a worker at work")
+        writer = int(temporaries(tmp_path)[0].name.split("@")[2].removesuffix(".tmp"))
+        assert writer in process.workers()  # type: ignore[attr-defined]
+        os.kill(writer, signal.SIGKILL)
+        assert process.wait(timeout=60) == EXIT_INTERRUPTED
+        assert not temporaries(tmp_path)

@@ -1,0 +1,216 @@
+"""Schema 1: what is written is read back bit for bit, and every kind of damage is found and named."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from collect import data, zoo_file
+from collect.population import Population, train
+from collect.recipe import Recipe, canonical_json, population_id, run_id
+from collect.zoo_file import read_header, verify, write
+from generators.errors import ZooError
+
+SEEDS = (3, 5)
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """Writes beyond `size` bytes fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture(scope="module")
+def population() -> Population:
+    """Two small ResNets (weights and buffers), three checkpoints."""
+    recipe = Recipe(architecture="resnet-8-w2", epochs=2, batch_size=256, saved="all")
+    return train(recipe, SEEDS, data.load("digits"))
+
+
+@pytest.fixture(scope="module")
+def stored(population: Population, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(population, tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture
+def copied(stored: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(stored, tmp_path))
+
+
+def test_the_header_says_what_the_population_says(population: Population, stored: Path) -> None:
+    header = verify(stored)
+    recipe, digest = population.recipe, population.data_digest
+    assert header.id == stored.stem == population_id(recipe, digest, SEEDS)
+    for name in ("layout", "buffer_layout", "metric_names", "architecture_json"):
+        assert getattr(header, name) == getattr(population, name)
+    for name in ("metrics", "evaluation_epochs", "evaluation_steps", "checkpoint_epochs"):
+        np.testing.assert_array_equal(getattr(header, name), getattr(population, name))
+    assert header.evaluation_epochs[0] == header.evaluation_steps[0] == 0
+    assert [run["id"] for run in header.runs] == [run_id(recipe, digest, seed) for seed in SEEDS]
+    assert [run["seed"] for run in header.runs] == list(SEEDS)
+    assert [run["status"] for run in header.runs] == ["ok", "ok"]
+    for field in fields(recipe):
+        assert {run[field.name] for run in header.runs} == {getattr(recipe, field.name)}
+    assert header.attributes["recipe"] == canonical_json(recipe)
+    for name in ("torch_version", "git_commit", "device", "precision", "package_version", "form"):
+        assert header.attributes[name]
+
+
+def test_datasets_as_any_hdf5_reader_sees_them(population: Population, stored: Path) -> None:
+    """Contiguous, unfiltered, typed; the memory map is compared with HDF5's own way of reading."""
+    header = read_header(stored)
+    with h5py.File(stored) as file:
+        assert set(file) == {"weights", "buffers", "layout", "buffer_layout", "metrics", "evaluation_epochs",
+                             "evaluation_steps", "checkpoint_epochs", "runs", "architecture"}  # fmt: skip
+        for name in ("weights", "buffers"):
+            dataset, block = file[name], getattr(header, name)
+            assert dataset.chunks is None and dataset.compression is None and dataset.dtype == "<f4"
+            assert list(dataset.attrs["axes"][:2]) == [b"run", b"checkpoint"]
+            assert block.offset % 64 == 0
+            np.testing.assert_array_equal(dataset[()], getattr(population, name))
+            np.testing.assert_array_equal(block.map(stored), dataset[()])
+        assert [name.decode() for name in file["metrics"].attrs["names"]] == list(population.metric_names)
+        kinds = {name: file["runs"].dtype[name].kind for name in file["runs"].dtype.names}
+        assert [kinds[name] for name in ("id", "seed", "lr", "nesterov", "init")] == ["S", "i", "f", "b", "S"]
+        assert file.attrs["complete"] and file.attrs["schema"] == 1 and file.attrs["K"] == len(SEEDS)
+        assert len(file.attrs["row_digests"]) == len(SEEDS)
+
+
+def test_a_model_without_buffers(tmp_path: Path) -> None:
+    recipe = Recipe(architecture="mlp-1-w4", epochs=1, batch_size=256)
+    header = verify(write(train(recipe, [0], data.load("digits")), tmp_path))
+    assert header.buffers.map(header.path).shape == (1, 1, 0)
+
+
+def test_runs_that_diverged_are_stored_with_their_nans(tmp_path: Path) -> None:
+    recipe = Recipe(architecture="mlp-2-w4", epochs=1, lr=1e30, batch_size=256)
+    header = verify(write(train(recipe, SEEDS, data.load("digits")), tmp_path))
+    assert {run["status"] for run in header.runs} == {"diverged"}
+    assert np.isnan(header.metrics[:, -1]).all() and np.isfinite(header.metrics[:, 0]).all()
+
+
+def test_the_digest_names_the_networks_and_nothing_else(population: Population, stored: Path, tmp_path: Path) -> None:
+    digest = read_header(stored).digest
+    slower = replace(population, seconds=population.seconds + 1, form="loop")
+    assert read_header(write(slower, tmp_path / "slower")).digest == digest
+    for number, name in enumerate(("weights", "buffers", "metrics")):
+        changed = getattr(population, name).copy()
+        changed.flat[-1] += 1
+        path = write(replace(population, **{name: changed}), tmp_path / str(number))
+        assert verify(path).digest != digest
+    assert verify(write(replace(population, status=("ok", "stopped")), tmp_path / "status")).digest != digest
+
+
+def test_equal_content_is_kept_and_other_content_is_refused(population: Population, copied: Path) -> None:
+    before = copied.stat()
+    assert write(population, copied.parent) == copied
+    assert copied.stat().st_mtime_ns == before.st_mtime_ns and copied.stat().st_ino == before.st_ino
+    with pytest.raises(ZooError, match="other content"):
+        write(replace(population, weights=population.weights + 1), copied.parent)
+    np.testing.assert_array_equal(verify(copied).weights.map(copied), population.weights)
+    copied.write_bytes(b"not a zoo")
+    with pytest.raises(ZooError, match="damaged"):
+        write(population, copied.parent)
+    assert copied.read_bytes() == b"not a zoo"
+
+
+def test_nothing_is_left_when_the_disk_is_full(population: Population, tmp_path: Path) -> None:
+    for size in (100, 3000, 9000):  # fails in the tables, in the weights, at closing
+        with disk_of(size), pytest.raises(ZooError, match="make room"):
+            write(population, tmp_path)
+        assert list(tmp_path.iterdir()) == []
+    write(population, tmp_path)
+
+
+def test_parts_that_do_not_fit_together_are_not_written(population: Population, tmp_path: Path) -> None:
+    for wrong in (
+        dict(weights=population.weights[:, :, :-1]),
+        dict(metrics=population.metrics[:, :-1]),
+        dict(checkpoint_epochs=population.checkpoint_epochs[:-1]),
+        dict(layout=population.layout[1:]),
+    ):
+        with pytest.raises(ZooError, match="was not written"):
+            write(replace(population, **wrong), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dataset", ["weights", "buffers", "metrics", "layout", "buffer_layout", "runs",
+                                     "evaluation_epochs", "evaluation_steps", "checkpoint_epochs"])  # fmt: skip
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_one_flipped_bit_in_any_dataset_is_found(copied: Path, dataset: str, place: float) -> None:
+    with h5py.File(copied) as file:
+        identity = file[dataset].id
+        offset = identity.get_offset() + int(place * (identity.get_storage_size() - 1))
+    content = bytearray(copied.read_bytes())
+    content[offset] ^= 1
+    copied.write_bytes(content)
+    with pytest.raises(ZooError, match=copied.name):
+        verify(copied)
+
+
+def test_random_damage_is_found_or_harmless(population: Population, copied: Path) -> None:
+    """A flip may hit padding or the provenance; then all that matters must still read as it was."""
+    content, generator, found = copied.read_bytes(), np.random.default_rng(0), 0
+    whole = verify(copied).digest
+    for position in generator.integers(len(content), size=60):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(generator.integers(8))
+        copied.write_bytes(damaged)
+        try:
+            header = verify(copied)
+        except ZooError:
+            found += 1
+            continue
+        assert header.digest == whole
+        np.testing.assert_array_equal(header.weights.map(copied), population.weights)
+    assert found > 20
+
+
+def test_a_truncated_file_never_opens(copied: Path) -> None:
+    content = copied.read_bytes()
+    for length in (0, 1, 100, 2048, len(content) // 2, len(content) - 1):
+        copied.write_bytes(content[:length])
+        with pytest.raises(ZooError, match=copied.name):
+            read_header(copied)
+
+
+def test_foreign_future_unfinished_and_renamed_files_say_what_they_are(copied: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.h5"
+    with h5py.File(foreign, "w") as file:
+        file["weights"] = [1.0]
+    with pytest.raises(ZooError, match="not one of a zoo"):
+        read_header(foreign)
+    renamed = Path(shutil.copy(copied, tmp_path / "0123456789abcdef.h5"))
+    with pytest.raises(ZooError, match=copied.name):
+        read_header(renamed)
+    with pytest.raises(ZooError, match="does not exist"):
+        read_header(tmp_path / "missing.h5")
+    with h5py.File(copied, "a") as file:
+        del file.attrs["complete"]
+    with pytest.raises(ZooError, match="never completed"):
+        read_header(copied)
+    with h5py.File(copied, "a") as file:
+        file.attrs["schema"] = zoo_file.SCHEMA + 1
+    with pytest.raises(ZooError, match="upgrade"):
+        read_header(copied)
+
+
+@pytest.mark.parametrize("missing", ["weights", "layout", "runs", "architecture", "metrics"])
+def test_a_missing_part_is_named(copied: Path, missing: str) -> None:
+    with h5py.File(copied, "a") as file:
+        del file[missing]
+    with pytest.raises(ZooError, match=missing):
+        read_header(copied)
