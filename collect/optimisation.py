@@ -62,7 +62,7 @@ def clip(gradients: Sequence[Tensor], largest: float) -> None:
 
     As `torch.nn.utils.clip_grad_norm_`, but one norm per member: a member's explosion must not slow the others.
     """
-    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    norms = torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     factors = (largest / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))

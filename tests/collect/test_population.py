@@ -1,0 +1,265 @@
+"""The engine against a plain training loop of torch modules, and what holds between members of a population."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from collect import architectures, population
+from collect.augmentation import Batches
+from collect.data import ImageSet, load
+from collect.population import Population, layouts, train
+from collect.recipe import Recipe
+from collect.stacked import CALIBRATION_IMAGES
+from generators import initialiser
+from generators.errors import ConfigError, UnknownNameError
+from generators.initialiser import Kind, Proposal, Request, init
+from generators.pointwise import HE
+from generators.seeds import derive
+
+BASE = Recipe(architecture="resnet-8-w4", epochs=2, batch_size=128, lr=0.05, saved="all")
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    return load("digits")
+
+
+@pytest.fixture(scope="module")
+def base(images: ImageSet) -> Population:
+    return train(BASE, [3, 4, 5], images)
+
+
+def _plain(recipe: Recipe, seed: int, images: ImageSet) -> tuple[nn.Module, list[float]]:
+    """One network with torch.optim, nn.Module and nothing of the engine but its batches; test accuracy per epoch."""
+    model = architectures.build(recipe.architecture, shape=images.shape, classes=10)
+    init(model, recipe.init, seed=derive(seed, "init"))
+    if recipe.optimiser == "sgd":
+        own = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+        optimiser = torch.optim.SGD(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, **own)
+    else:
+        betas = (recipe.momentum, 0.999)
+        optimiser = torch.optim.AdamW(model.parameters(), recipe.lr, betas=betas, weight_decay=recipe.weight_decay)
+    steps = recipe.epochs * (len(images.train) // recipe.batch_size)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    batches = Batches(
+        images, [seed], batch_size=recipe.batch_size, augmentation=recipe.augmentation, device=torch.device("cpu")
+    )
+
+    def accuracy() -> float:
+        norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+        stored = {name: value.clone() for name, value in model.state_dict().items()}
+        for norm in norms:
+            norm.momentum = 1.0
+        model.train()(images.train.images[:CALIBRATION_IMAGES])
+        hits = (model.eval()(images.test.images).argmax(1) == images.test.labels).float().mean().item()
+        model.load_state_dict(stored)
+        for norm in norms:
+            norm.momentum = 0.1
+        return hits
+
+    accuracies = [accuracy()]
+    for _ in range(recipe.epochs):
+        for pictures, labels in batches.epoch():
+            model.train()
+            optimiser.zero_grad()
+            F.cross_entropy(model(pictures[0]), labels[0], label_smoothing=recipe.label_smoothing).backward()
+            if recipe.clip_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            optimiser.step()
+            scheduler.step()
+        accuracies.append(accuracy())
+    return model, accuracies
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"augmentation": "flip-crop", "label_smoothing": 0.1, "clip_norm": 0.5, "nesterov": True},
+        {"architecture": "vit-1-w16"},
+        {"architecture": "mlp-2-w16", "optimiser": "adamw", "lr": 3e-3, "weight_decay": 0.05},
+    ],
+)
+def test_population_against_a_plain_loop(images: ImageSet, changes: dict) -> None:
+    """Weights, buffers and accuracies after every epoch; float rounding grows with the steps, so the bound is loose."""
+    recipe = dataclasses.replace(BASE, **changes)
+    found = train(recipe, [3, 4], images)
+    assert found.form == "grouped"
+    for member, seed in enumerate([3, 4]):
+        model, accuracies = _plain(recipe, seed, images)
+        state = model.state_dict()
+        for layout, rows in ((found.layout, found.weights), (found.buffer_layout, found.buffers)):
+            for spec in layout:
+                value = rows[member, -1, spec.offset : spec.offset + spec.length].reshape(spec.shape)
+                expected = state[spec.name].float().numpy()
+                assert np.abs(value - expected).max() <= 2e-3 * max(1.0, np.abs(expected).max()), spec.name
+        measured = found.metrics[member, :, found.metric_names.index("test_accuracy")]
+        assert np.abs(measured - accuracies).max() <= 0.01
+
+
+def test_everything_a_zoo_needs_is_there(base: Population, images: ImageSet) -> None:
+    module = architectures.build(BASE.architecture, shape=images.shape, classes=10)
+    assert {spec.name for spec in (*base.layout, *base.buffer_layout)} == set(module.state_dict())
+    assert sum(spec.length for spec in base.layout) == base.weights.shape[2]
+    assert sum(spec.length for spec in base.buffer_layout) == base.buffers.shape[2]
+    assert {spec.role for spec in base.buffer_layout} == {"running_mean", "running_var", "counter"}
+    assert base.weights.shape[:2] == base.buffers.shape[:2] == (3, 3)
+    assert base.checkpoint_epochs.tolist() == [0, 1, 2]
+    assert base.evaluation_epochs.tolist() == [0, 1, 2]
+    assert base.evaluation_steps.tolist() == [0, 10, 20]
+    assert base.metrics.shape == (3, 3, 6)
+    assert np.isfinite(base.metrics).all()
+    assert base.status == ("ok",) * 3
+    assert (base.metrics[:, -1, -1] > base.metrics[:, 0, -1] + 0.3).all()
+
+
+def test_epoch_0_holds_what_the_initialiser_wrote(base: Population, images: ImageSet) -> None:
+    for member, seed in enumerate(base.seeds):
+        module = architectures.build(BASE.architecture, shape=images.shape, classes=10)
+        init(module, "he", seed=derive(seed, "init"))
+        for layout, rows in ((base.layout, base.weights), (base.buffer_layout, base.buffers)):
+            for spec in layout:
+                value = module.state_dict()[spec.name].float().flatten().numpy()
+                assert np.array_equal(rows[member, 0, spec.offset : spec.offset + spec.length], value)
+
+
+def test_same_seeds_give_the_same_bits_and_the_global_state_is_not_used(base: Population, images: ImageSet) -> None:
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    again = train(BASE, [3, 4, 5], images)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(again.weights, base.weights)
+    assert np.array_equal(again.metrics, base.metrics)
+
+
+def test_a_member_alone_is_the_member_among_others(images: ImageSet) -> None:
+    """Two steps, because other kernels run for other group counts and rounding grows (to 5e-3 in ten steps here)."""
+    recipe = dataclasses.replace(BASE, epochs=1, batch_size=640)
+    alone, among = train(recipe, [4], images), train(recipe, [3, 4, 5], images)
+    assert np.array_equal(alone.weights[0, 0], among.weights[1, 0])
+    np.testing.assert_allclose(alone.weights[0, 1], among.weights[1, 1], rtol=0, atol=1e-4)
+    assert np.abs(among.weights[1, 1] - among.weights[0, 1]).max() > 0.1
+
+
+def test_fractional_epochs_and_chosen_checkpoints_do_not_change_the_training(
+    base: Population, images: ImageSet
+) -> None:
+    seen: list[float] = []
+    recipe = dataclasses.replace(BASE, evaluations_per_epoch=4, saved=(0, 2), statistics="running")
+    often = train(recipe, [3, 4, 5], images, on_epoch=seen.append)
+    assert seen == often.evaluation_epochs.tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
+    assert often.evaluation_steps.tolist() == [0, 2, 5, 8, 10, 12, 15, 18, 20]
+    assert often.checkpoint_epochs.tolist() == [0, 2]
+    assert np.array_equal(often.weights, base.weights[:, [0, 2]])
+    assert np.array_equal(often.buffers, base.buffers[:, [0, 2]])
+    assert not np.array_equal(often.metrics[:, 4, 1], base.metrics[:, 1, 1])  # other statistics, same networks
+
+
+def test_the_initialiser_does_not_move_the_order_of_the_data(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two initialisers with one seed are paired: the same images in the same order, with the same augmentation."""
+    seen: list[list[float]] = []
+
+    class Watched(Batches):
+        def epoch(self):
+            for pictures, labels in super().epoch():
+                seen[-1].append(float(pictures.double().sum()))
+                yield pictures, labels
+
+    monkeypatch.setattr(population, "Batches", Watched)
+    final = []
+    for name in ("he", "xavier"):
+        seen.append([])
+        recipe = dataclasses.replace(BASE, init=name, epochs=1, augmentation="flip-crop", saved="last")
+        final.append(train(recipe, [3], images).weights)
+    assert seen[0] == seen[1]
+    assert len(set(seen[0])) == 10
+    assert not np.array_equal(*final)
+
+
+@dataclasses.dataclass(frozen=True)
+class Poison:
+    """He, but the weights of one seed are `scale` times too large."""
+
+    seed: int
+    scale: float
+    name: str = "poison"
+    kind: Kind = Kind.POINTWISE
+
+    def propose(self, model: nn.Module, request: Request) -> Proposal:
+        proposal = HE.propose(model, request)
+        if request.seed == derive(self.seed, "init"):
+            proposal.values = {key: value * self.scale for key, value in proposal.values.items()}
+        return proposal
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Make the initialiser "poison" known for this test; it spoils seed 4."""
+
+    def register(scale: float) -> None:
+        info = initialiser.InitialiserInfo("poison", "pointwise", (), "", "")
+        monkeypatch.setitem(initialiser._REGISTRY, "poison", (info, lambda: Poison(4, scale)))
+
+    return register
+
+
+MLP = Recipe(architecture="mlp-2-w16", epochs=2, batch_size=128, lr=0.05, saved="all")
+
+
+@pytest.mark.parametrize(("scale", "evaluated"), [(1e25, 0), (1e6, 1)])
+def test_a_diverged_member_is_frozen_and_the_others_are_untouched(
+    images: ImageSet, poison: Callable[[float], None], scale: float, evaluated: int
+) -> None:
+    """Spoiled from the start, or exploding during training; the others equal, bit for bit, a healthy population."""
+    poison(scale)
+    healthy = train(MLP, [3, 4, 5], images)
+    found = train(dataclasses.replace(MLP, init="poison"), [3, 4, 5], images)
+    assert found.status == ("ok", "diverged", "ok")
+    assert healthy.status == ("ok",) * 3
+    for member in (0, 2):
+        assert np.array_equal(found.weights[member], healthy.weights[member])
+        assert np.array_equal(found.metrics[member], healthy.metrics[member])
+    assert np.isfinite(found.metrics[1, :evaluated]).all()
+    assert np.isnan(found.metrics[1, evaluated:]).all()
+    assert np.array_equal(found.weights[1, 1], found.weights[1, 2], equal_nan=True)  # frozen since
+
+
+def test_a_population_of_diverged_members_ends_early_and_is_whole(
+    images: ImageSet, poison: Callable[[float], None]
+) -> None:
+    poison(1e25)
+    found = train(dataclasses.replace(MLP, init="poison"), [4], images)
+    assert found.status == ("diverged",)
+    assert found.weights.shape[:2] == (1, 3)
+    assert np.isnan(found.metrics).all()
+
+
+def test_layouts_name_roles_and_places() -> None:
+    weights, buffers = layouts(architectures.build("vgg-3-w4", shape=(1, 8, 8), classes=10))
+    assert [spec.role for spec in weights[:3]] == ["conv_weight", "norm_scale", "norm_shift"]
+    assert weights[1].offset == weights[0].length == 4 * 9
+    assert [spec.length for spec in buffers[:3]] == [4, 4, 1]
+
+
+def test_what_does_not_fit_is_refused(images: ImageSet) -> None:
+    with pytest.raises(ConfigError, match="distinct seeds"):
+        train(BASE, [1, 1], images)
+    with pytest.raises(ConfigError, match="smaller batch_size"):
+        train(dataclasses.replace(BASE, batch_size=1296), [1], images)
+    with pytest.raises(ConfigError, match="4 evaluations per epoch"):
+        train(dataclasses.replace(BASE, batch_size=512, evaluations_per_epoch=4), [1], images)
+    with pytest.raises(UnknownNameError, match="xavier"):
+        train(dataclasses.replace(BASE, init="xavir"), [1], images)
+
+
+def test_an_interruption_reaches_the_caller(images: ImageSet) -> None:
+    def stop(epoch: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(BASE, [1], images, on_epoch=stop)

@@ -1,0 +1,178 @@
+"""The fast forms against the loop, evaluation against the modules themselves, and what no form can run."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from collect import architectures, stacked
+from collect.metrics import losses
+from collect.stacked import Grouped, Loop, Tensors, UnsupportedError, Vmap, choose, predict, template
+from generators.errors import ConfigError
+from generators.initialiser import init
+
+SHAPE = (1, 8, 8)
+NETWORKS = ("resnet-8-w4", "vgg-3-w5", "mobilenet-4-w6", "mlp-2-w12", "vit-2-w16")
+MEMBERS = 3
+
+
+def _modules(name: str, count: int = MEMBERS, classes: int = 10) -> list[nn.Module]:
+    """He-initialised networks whose norm and token parameters are moved away from their special values."""
+    modules = [architectures.build(name, shape=SHAPE, classes=classes) for _ in range(count)]
+    generator = torch.Generator().manual_seed(1)
+    for seed, module in enumerate(modules):
+        init(module, "he", seed=seed)
+        for value in module.parameters():
+            value.data += 0.05 * torch.randn(value.shape, generator=generator)
+    return modules
+
+
+def _state(modules: list[nn.Module]) -> tuple[Tensors, Tensors]:
+    parameters = [dict(module.named_parameters()) for module in modules]
+    buffers = [dict(module.named_buffers()) for module in modules]
+    return (
+        {name: torch.stack([own[name].detach() for own in parameters]).requires_grad_() for name in parameters[0]},
+        {name: torch.stack([own[name] for own in buffers]) for name in buffers[0]},
+    )
+
+
+def _images(count: int, *, seed: int = 0, members: int | None = None) -> Tensor:
+    shape = (count, *SHAPE) if members is None else (members, count, *SHAPE)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", [Grouped, Vmap])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_form_is_the_loop(name: str, kind: type[stacked.Form]) -> None:
+    """Logits, gradients (to 1e-6 of the largest) and running statistics in float32, each member with its own images."""
+    modules, images = _modules(name), _images(16, members=MEMBERS)
+    labels = torch.randint(10, (MEMBERS, 16), generator=torch.Generator().manual_seed(2))
+    results = []
+    for form in (kind(template(name, shape=SHAPE, classes=10)), Loop(template(name, shape=SHAPE, classes=10))):
+        parameters, buffers = _state(modules)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")  # pooling under vmap
+            logits = form(parameters, buffers, images, training=True)
+        gradients = torch.autograd.grad(losses(logits, labels).sum(), list(parameters.values()))
+        results.append((logits, gradients, buffers))
+    (logits, gradients, buffers), (slow_logits, slow_gradients, slow_buffers) = results
+    torch.testing.assert_close(logits, slow_logits, rtol=1e-5, atol=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in slow_gradients)
+    for gradient, slow in zip(gradients, slow_gradients, strict=True):
+        assert float((gradient - slow).abs().max()) <= 1e-6 * max(1.0, largest)
+    for key, value in buffers.items():
+        torch.testing.assert_close(value, slow_buffers[key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_loop_is_the_module(name: str) -> None:
+    """The reference of the test above against plain calls, in training and in evaluation."""
+    modules, images = _modules(name), _images(16, members=MEMBERS)
+    parameters, buffers = _state(modules)
+    loop = Loop(template(name, shape=SHAPE, classes=10))
+    for training in (True, False):
+        found = loop(parameters, buffers, images, training=training)
+        for member, module in enumerate(modules):
+            torch.testing.assert_close(found[member], module.train(training)(images[member]), rtol=1e-5, atol=1e-5)
+    for member, module in enumerate(modules):
+        for key, value in module.named_buffers():
+            torch.testing.assert_close(buffers[key][member], value)
+
+
+@pytest.mark.parametrize("name", [family.example for family in architectures.FAMILIES.values()])
+def test_every_family_gets_the_grouped_form_on_small_images(name: str) -> None:
+    assert choose(name, shape=SHAPE, classes=10).name == "grouped"
+    assert choose(name, shape=(3, 32, 32), classes=10).name == "loop"
+
+
+class _Wrong(Grouped):
+    """A form whose members leak into each other by one millionth."""
+
+    name = "wrong"
+
+    def __call__(self, parameters: Tensors, buffers: Tensors, images: Tensor, *, training: bool) -> Tensor:
+        logits = super().__call__(parameters, buffers, images, training=training)
+        return logits + 1e-6 * logits.flip(0)
+
+
+def test_a_form_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose.cache_clear()
+    monkeypatch.setattr(stacked, "FORMS", (_Wrong, Vmap))
+    assert choose("mlp-2-w12", shape=SHAPE, classes=10).name == "vmap"
+    monkeypatch.setattr(stacked, "FORMS", (_Wrong,))
+    assert choose("mlp-3-w12", shape=SHAPE, classes=10).name == "loop"
+    choose.cache_clear()
+
+
+class _Branching(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images if images.sum() > 0 else -images
+
+
+class _Multiplying(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images) * 2
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (_Branching(), "not traceable"),
+        (_Multiplying(), "operation"),
+        (nn.Sequential(nn.Flatten(), nn.Tanh(), nn.Linear(64, 10)), "operation"),
+    ],
+)
+def test_grouped_form_refuses_what_it_has_no_rule_for(module: nn.Module, reason: str) -> None:
+    with pytest.raises(UnsupportedError, match=reason):
+        Grouped(module)
+
+
+def test_convolution_with_other_padding_is_refused_when_run() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"))
+    parameters, buffers = _state([module, module])
+    with pytest.raises(UnsupportedError, match="reflect"):
+        Grouped(module)(parameters, buffers, _images(2, members=2), training=True)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_predict_against_each_module(name: str) -> None:
+    """Running statistics as stored; more images than one batch; step counters as floats, as a zoo stores them."""
+    modules, images = _modules(name), _images(100)
+    for number, module in enumerate(modules):
+        module.train()(_images(32, seed=number))  # running statistics of their own
+    states = stacked.stack([module.state_dict() for module in modules])
+    states = {key: value.float() for key, value in states.items()}
+    found = predict(name, states, images, shape=SHAPE, classes=10, calibration=None)
+    assert found.shape == (MEMBERS, 100, 10)
+    for logits, module in zip(found, modules, strict=True):
+        torch.testing.assert_close(logits, module.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_calibration_against_a_training_pass_of_each_module() -> None:
+    """Re-estimated statistics are those of the calibration images alone, and leave the given states untouched."""
+    modules, images, calibration = _modules("resnet-8-w4"), _images(40), _images(200, seed=3)
+    states = stacked.stack([module.state_dict() for module in modules])
+    before = {key: value.clone() for key, value in states.items()}
+    found = predict("resnet-8-w4", states, images, shape=SHAPE, classes=10, calibration=calibration)
+    for logits, module in zip(found, modules, strict=True):
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = None  # cumulative average: after one pass, the statistics of that pass
+        module.train()(calibration)
+        torch.testing.assert_close(logits, module.eval()(images), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(states[key], value) for key, value in before.items())
+    again = predict("resnet-8-w4", states, images, shape=SHAPE, classes=10, calibration=calibration)
+    assert torch.equal(found, again)
+
+
+def test_predict_refuses_foreign_states() -> None:
+    states = stacked.stack([module.state_dict() for module in _modules("mlp-2-w12")])
+    with pytest.raises(ConfigError, match="missing"):
+        predict("mlp-3-w12", states, _images(4), shape=SHAPE, classes=10, calibration=None)
+    with pytest.raises(ConfigError, match="has shape"):
+        predict("mlp-2-w13", states, _images(4), shape=SHAPE, classes=10, calibration=None)
