@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from generators.graph import operations as ops
 from generators.graph.drafts import POOLED, SCALED, Call, Draft, Made, Mark, Stream, Weights, sources_of, union
-from generators.graph.geometry import layer_attributes
+from generators.graph.geometry import layer_attributes, recurrent_stack
 
 
 class Builder:
@@ -119,6 +120,8 @@ class Builder:
             return self._product
         if base in ops.ATTENTION:
             return self._attention
+        if base in ops.FUSED_PRODUCTS:
+            return self._fused_product
         return self._join
 
     # ---- rules ------------------------------------------------------------------------------------------------------
@@ -169,6 +172,12 @@ class Builder:
             self.drafts[mark.node].attributes["score_bias"] = made.parameters
         return mark
 
+    def _fused_product(self, call: Call) -> Mark:
+        """`a + b * c`: first the product, for which the result, of the same shape, stands in."""
+        product = self._merge(replace(call, base="mul", operands=call.operands[1:], marks=call.marks[1:]), "multiply")
+        operands, marks = [call.operands[0], call.result], [call.marks[0], product]
+        return self._merge(replace(call, base="add", operands=operands, marks=marks), "add")
+
     def _join(self, call: Call) -> Mark:
         """Everything else: contracted away with one stream, a merge with several."""
         kinds = (("add", ops.ADDS), ("multiply", ops.MULTIPLIES), ("concatenate", ops.CONCATENATES))
@@ -199,7 +208,7 @@ class Builder:
             return None  # not one value per channel
         if kind == "multiply" and any(stream.flags & SCALED for stream in streams):
             return self._add_layer(call, "normalisation", streams, call.made, call.data)
-        by_hand = draft.kind in ("linear", "convolution") or draft.attributes.get("operation") == "mul"
+        by_hand = draft.kind in ("linear", "convolution") or draft.attributes.get("operation") in ops.MULTIPLIES
         if kind == "add" and by_hand and draft.parameters and "bias" not in draft.slots and not stream.flags:
             draft.add_bias(mark.parameters)
             return stream
@@ -254,21 +263,15 @@ class Builder:
 
     def _recurrent(self, call: Call) -> Mark:
         """`lstm` and kin over stacked layers: one node per layer and direction, directions concatenated."""
-        place, flat = next(
-            (i, item)
-            for i, item in enumerate(call.args)
-            if isinstance(item, list | tuple) and item and item[0].ndim == 2 and i >= 2
-        )
-        weights = [(value, mark) for value in flat if isinstance(mark := self.mark_of(value), Made)]
-        layers, directions = call.args[place + 2], 2 if call.args[place + 5] else 1
-        size = len(weights) // (layers * directions)
-        own = {id(value) for value in flat}
+        stack = recurrent_stack(call.args)
+        weights = [(value, mark) for value in stack.weights if isinstance(mark := self.mark_of(value), Made)]
+        size = len(weights) // (stack.layers * stack.directions)
+        own = {id(value) for value in stack.weights}
         streams = [self._stream(mark) for value, mark in call.pairs if mark is not None and id(value) not in own]
-        data = call.operands[0]
-        for layer in range(layers):
-            groups = [weights[(layer * directions + side) * size :][:size] for side in range(directions)]
-            streams = [self._add_layer(call, "recurrent", streams, group, data) for group in groups]
-            if directions > 1:
+        for layer in range(stack.layers):
+            groups = [weights[(layer * stack.directions + side) * size :][:size] for side in range(stack.directions)]
+            streams = [self._add_layer(call, "recurrent", streams, group, call.operands[0]) for group in groups]
+            if stack.directions > 1:
                 draft = Draft("concatenate", sources_of(streams), attributes={"operation": call.base})
                 streams = [self._add(draft, call.result, streams, call.result.shape[-1])]
         return streams[0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from generators.graph.drafts import Call
@@ -64,3 +65,39 @@ def _convolution(call: Call, weight: Tensor, data: Tensor, result: Tensor) -> di
         "groups": (outputs if transposed else inputs) // max(weight.shape[1], 1),
         "transposed": transposed,
     }
+
+
+class RecurrentStack(NamedTuple):
+    """Arguments of `lstm`, `gru`, `rnn_tanh` and `rnn_relu`, batched or packed."""
+
+    data: Tensor
+    states: tuple[Tensor, ...]
+    weights: list[Tensor]
+    layers: int
+    directions: int
+
+
+def recurrent_stack(args: tuple) -> RecurrentStack:
+    """From (data, [batch sizes,] states, weights, biases?, layers, dropout, training?, bidirectional?, ...)."""
+    packed = isinstance(args[1], Tensor) and not args[1].is_floating_point()
+    place = 3 if packed else 2
+    states = args[place - 1]
+    return RecurrentStack(
+        data=args[0],
+        states=tuple(states) if isinstance(states, list | tuple) else (states,),
+        weights=list(args[place]),
+        layers=args[place + 2],
+        directions=2 if args[place + 5] else 1,
+    )
+
+
+def recurrent_result(args: tuple) -> tuple[Tensor, ...]:
+    """What a recurrent stack returns on the meta device, without the thousands of steps that its own kernel takes.
+
+    Returns:
+        The outputs `[..., directions * hidden]` and the last states, shaped as the first.
+    """
+    stack = recurrent_stack(args)
+    width = stack.states[0].shape[-1] * stack.directions
+    output = stack.data.new_empty((*stack.data.shape[:-1], width))
+    return output, *(torch.empty_like(state) for state in stack.states)

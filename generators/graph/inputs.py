@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.rnn import PackedSequence
 
 BATCH = 2
 IMAGE_SIZES = (224, 32, 28, 64, 96, 8, 256, 299, 16, 128, 160, 192, 240, 384, 512, 48, 331, 14, 12, 10, 4)
@@ -52,6 +53,8 @@ def _described(value: Any) -> str:
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return torch.empty_like(value, device=device) if device.type == "meta" else value.detach().to(device, copy=True)
+    if isinstance(value, PackedSequence):  # its batch sizes stay on the CPU
+        return value.to(device=device)
     if isinstance(value, list | tuple):
         items = [_moved(item, device) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

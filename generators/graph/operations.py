@@ -31,7 +31,8 @@ STANDARDISATION = _names("batch_norm native_batch_norm instance_norm")
 """Normalisations that, applied to a parameter, are part of how a weight is made (weight standardisation)."""
 
 PRODUCTS = _names(
-    "matmul rmatmul mm bmm mv dot addmm addmv addbmm baddbmm einsum tensordot inner outer linear chain_matmul multi_dot"
+    """matmul rmatmul mm bmm mv dot addmm addmv addbmm baddbmm einsum tensordot inner outer linear chain_matmul
+    multi_dot grouped_mm scaled_grouped_mm"""
 )
 """Sums of products over an axis: a linear layer with one parameter operand, attention between two streams."""
 
@@ -43,10 +44,11 @@ ATTENTION = _names(
 LOOKUPS = _names("getitem index index_select gather take take_along_dim")
 """Reading a parameter at positions that come from data makes it an embedding."""
 
+FUSED_PRODUCTS = _names("addcmul addcdiv")
+"""`a + b * c` in one: a multiply and an add."""
+
 ADDS = _names("add iadd radd sub isub rsub subtract sum")
-MULTIPLIES = _names(
-    "mul imul rmul multiply div idiv rdiv truediv itruediv rtruediv divide true_divide addcmul addcdiv lerp"
-)
+MULTIPLIES = _names("mul imul rmul multiply div idiv rdiv truediv itruediv rtruediv divide true_divide lerp")
 CONCATENATES = _names(
     """cat concat concatenate stack hstack vstack dstack column_stack setitem index_put copy scatter index_copy
     slice_scatter select_scatter block_diag cartesian_prod"""
@@ -65,6 +67,9 @@ STATISTICS = _names(
     "rsqrt var std var_mean std_mean norm vector_norm normalize linalg_vector_norm layer_norm rms_norm group_norm"
 )
 """Operations that show that a stream is divided by its own spread: a following scale is that of a normalisation."""
+
+MIXED_DEVICES = _names("pack_padded_sequence pad_packed_sequence")
+"""Operations that take some operands on the CPU whatever the device of the others."""
 
 FIRST_ONLY = _names("expand_as view_as reshape_as type_as to")
 """Operations that read only the shape, type or device of their second operand."""

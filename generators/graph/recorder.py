@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from generators.graph import operations as ops
 from generators.graph.contract import Builder
 from generators.graph.drafts import tensors_in
+from generators.graph.geometry import recurrent_result
 from generators.graph.replica import Replica
 
 
@@ -53,10 +54,13 @@ class Recorder:
             operands += tensors_in(kwargs)
         if not operands:
             return func(*args, **kwargs)
-        in_place = ops.is_in_place(name)
+        base, in_place = ops.base_name(name), ops.is_in_place(name) and isinstance(args[0], Tensor)
         originals = self._replica.originals
         strays = any(id(value) in originals for value in operands)
-        if strays or (self._meta and len({value.is_meta for value in operands}) > 1):
+        if self._meta and base in ops.STACKED_RECURRENT:
+            func = _recurrent
+        mixed = self._meta and base not in ops.MIXED_DEVICES and len({value.is_meta for value in operands}) > 1
+        if strays or mixed:
             operands = [originals.get(id(value), value) for value in operands]
             result = func(*self._meet(args), **self._meet(kwargs))
             if in_place:
@@ -83,6 +87,10 @@ class Recorder:
         if isinstance(value, Mapping):
             return {key: self._meet(item) for key, item in value.items()}
         return value
+
+
+def _recurrent(*args: Any) -> tuple[Tensor, ...]:
+    return recurrent_result(args)
 
 
 class _FunctionMode(TorchFunctionMode):

@@ -97,12 +97,14 @@ class Replica:
             if held is not None:
                 buffers[leaf] = own[id(held)] = _buffer(held, self._meta)
         state = {key: self._swap(value, own, _DEPTH) for key, value in old.__dict__.items() if key not in _OWN}
-        state.update(_parameters=parameters, _buffers=buffers, training=self._training)
+        state.update(_parameters=parameters, _buffers=buffers, training=self._training, _compiled_call_impl=None)
         state["_modules"] = {key: self._swap(value, own, 0) for key, value in old._modules.items()}
         for key in _HOOKS:
             hooks = old.__dict__.get(key, {})
             state[key] = OrderedDict((number, hook) for number, hook in hooks.items() if _is_of_torch(hook))
         state.update((key, OrderedDict()) for key in _BACKWARD_HOOKS)
+        if type(old).__module__.startswith("torch._dynamo") and "_orig_mod" in old._modules:
+            state["forward"] = state["_modules"]["_orig_mod"]  # what torch.compile wrapped, uncompiled
         new.__dict__.update(state)
 
     def _swap(self, value: Any, own: dict[int, Tensor], depth: int) -> Any:

@@ -38,8 +38,9 @@ def refined(info: ParameterInfo, graph: Graph) -> ParameterInfo:
     if index is None:
         return info
     node = graph.nodes[index]
-    slots = dict(zip(node.parameters, node.slots, strict=True))  # a tied name that is not read has that of the other
-    slot = slots.get(info.name, "weight")
+    first = graph.tied.get(info.name, info.name)
+    slots = zip(node.parameters, node.slots, strict=True)
+    slot = next((slot for name, slot in slots if graph.tied.get(name, name) == first), "weight")
     role = info.role
     changes: dict[str, Any] = {}
     if role in _UNKNOWN:
@@ -85,6 +86,8 @@ def _geometry(node: Node, role: Role, info: ParameterInfo) -> dict[str, Any]:
             fan_in=facts["in_channels"] // groups * area, fan_out=facts["out_channels"] // groups * area,
             kernel=facts["kernel"], groups=groups, transposed=facts["transposed"],
         )  # fmt: skip
+    if role is Role.LINEAR_WEIGHT and len(info.shape) == 3:  # one matrix per head or expert
+        return dict(fan_in=facts["in_channels"], fan_out=facts["out_channels"], blocks=info.shape[0])
     if role is Role.LINEAR_WEIGHT and facts.get("transposed"):
         return dict(fan_in=facts["in_channels"], fan_out=facts["out_channels"], transposed=True)
     return {}
@@ -122,7 +125,7 @@ def _holds_scores(graph: Graph, index: int, steps: int = 3) -> bool:
 
 def _free_role(graph: Graph, node: Node, info: ParameterInfo) -> Role:
     """Role of a parameter that is a node of its own, by the first node that it feeds."""
-    if info.name not in node.parameters[:1]:
+    if info.name not in node.parameters[:1] and _long_axes(info.shape) < _long_axes(node.shape):
         return Role.GAIN if _long_axes(info.shape) < 2 else Role.MATRIX
     if not graph.successors[node.index]:
         return Role.OTHER

@@ -260,6 +260,30 @@ def test_every_head_is_an_output_and_a_tied_one_is_told_from_its_embedding():
     assert found["words.weight"].consumer == "embedding" and found["second.weight"].consumer == "linear"
 
 
+def test_a_tied_bias_that_is_read_under_its_other_name():
+    model = nn.Sequential(nn.Linear(3, 4))
+    model.bias = model[0].bias
+    model.forward = lambda x: model[0](x)
+    found = inventory(model, trace(model))
+    assert [(info.name, info.role) for info in found if info.shape == (4,)] == [
+        ("bias", Role.LINEAR_BIAS), ("0.bias", Role.LINEAR_BIAS)
+    ]  # fmt: skip
+
+
+def test_stacked_experts():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3, 8, 5))
+
+        def forward(self, x):
+            return torch.bmm(x.expand(3, -1, -1), self.weight)
+
+    model = Experts()
+    info = inventory(model, trace(model, torch.zeros(4, 8)))["weight"]
+    assert (info.role, info.blocks, info.fan_in, info.fan_out) == (Role.LINEAR_WEIGHT, 3, 8, 5)
+
+
 def test_a_convolutional_classifier_is_the_output():
     model = torchvision.models.squeezenet1_1()
     found = inventory(model, trace(model))

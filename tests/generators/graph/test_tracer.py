@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from generators.errors import TraceError
 from generators.graph import Graph, trace
+from generators.graph.drafts import tensors_in
 
 
 class Forward(nn.Module):
@@ -268,6 +269,56 @@ def test_stacked_recurrent_layers_are_apart():
     assert graph.nodes[5].attributes["in_channels"] == 6 and graph.nodes[5].attributes["out_channels"] == 3
     assert len(trace(nn.GRU(4, 5, bias=False)).nodes[1].parameters) == 2
     assert trace(Forward(lambda m, x: m.cell(x[:, 0])[0], cell=nn.LSTMCell(4, 5)), torch.zeros(2, 3, 4)).unused == ()
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_shapes_are_those_of_a_real_run(layer, batch_first):
+    """The tracer does not take the steps of a recurrent layer one by one, so its shapes are checked here."""
+    seen = []
+
+    def forward(m, x):
+        seen.append([list(value.shape) for value in tensors_in(m.rnn(x))])
+        return m.rnn(x)[0]
+
+    options = {"batch_first": batch_first, "bidirectional": batch_first, "num_layers": 2}
+    model = Forward(forward, rnn=layer(4, 5, **options, **({"proj_size": 3} if layer is nn.LSTM else {})))
+    model(torch.zeros(2, 7, 4))
+    trace(model, torch.zeros(2, 7, 4))
+    assert len(seen) == 2 and seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_packed_sequences(layer):
+    def forward(m, packed):
+        return m.head(nn.utils.rnn.pad_packed_sequence(m.rnn(packed)[0])[0])
+
+    packed = nn.utils.rnn.pack_sequence([torch.zeros(5, 3), torch.zeros(2, 3)])
+    graph = trace(Forward(forward, rnn=layer(3, 4, bidirectional=True), head=nn.Linear(8, 2)), (packed,))
+    kinds = [node.kind for node in graph.nodes if node.kind != "input"]
+    assert kinds == ["recurrent", "recurrent", "concatenate", "linear", "output"]
+
+
+def test_fused_products():
+    """`addcmul` is a multiply and an add."""
+    model = Forward(lambda m, x: x + torch.addcmul(m.beta, m.gamma, m.layer(x)), layer=nn.Linear(4, 4), gamma=table(4),
+                    beta=table(4))  # fmt: skip
+    assert [row[:2] for row in rows(trace(model))][1:] == [
+        ("linear", ("layer.weight", "layer.bias")), ("parameter", ("gamma",)), ("multiply", ()),
+        ("parameter", ("beta",)), ("add", ()), ("add", ()), ("output", ()),
+    ]  # fmt: skip
+
+
+def test_compiled_and_wrapped_models():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    expected = [node.kind for node in trace(net).nodes]
+    for model in (torch.compile(net), nn.DataParallel(net)):
+        graph = trace(model)
+        assert [node.kind for node in graph.nodes] == expected and graph.unused == ()
+    net.compile()
+    assert [node.kind for node in trace(net).nodes] == expected
+    assert int(net[1].num_batches_tracked) == 0
 
 
 def test_parameters_read_by_index():
