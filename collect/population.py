@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from collect import architectures, stacked
 from collect.augmentation import Batches
 from collect.data import ImageSet
+from collect.grouped import Tensors
 from collect.metrics import METRIC_NAMES, losses, measure
 from collect.optimisation import OPTIMISERS, clip
 from collect.recipe import Recipe
 from collect.schedules import learning_rate
-from collect.stacked import CALIBRATION_IMAGES, Form, Tensors, predict
+from collect.stacked import CALIBRATION_IMAGES, Form, predict
 from generators.errors import ConfigError
 from generators.initialiser import init
 from generators.inventory import inventory

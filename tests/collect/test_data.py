@@ -11,8 +11,9 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from collect import data
-from collect.data import Source, load
+from collect import sources
+from collect.data import load
+from collect.sources import Source
 from generators.errors import DataError, UnknownNameError
 
 Arrays = dict[str, np.ndarray]
@@ -28,7 +29,7 @@ def arrays() -> Arrays:
 
 
 def _save(folder: Path, arrays: Arrays, name: str = "own.npz") -> str:
-    np.savez(folder / name, **arrays)
+    np.savez(folder / name, allow_pickle=True, **arrays)
     return str(folder / name)
 
 
@@ -150,7 +151,7 @@ def test_absent_torchvision_set_says_how_to_get_it(tmp_path: Path, name: str) ->
 
 
 def test_every_torchvision_set_has_the_arguments_that_the_table_gives() -> None:
-    for name, source in data.SOURCES.items():
+    for name, source in sources.SOURCES.items():
         assert hasattr(torchvision.datasets, source.dataset), name
 
 
@@ -179,7 +180,7 @@ def test_torchvision_sets_with_and_without_arrays(
 ) -> None:
     monkeypatch.setattr(torchvision.datasets, "Pictures", Pictures, raising=False)
     train, test = ({"train": flag, "arrays": arrays} for flag in (True, False))
-    monkeypatch.setitem(data.SOURCES, "pictures", Source("Pictures", train, test, size))
+    monkeypatch.setitem(sources.SOURCES, "pictures", Source("Pictures", train, test, size))
     images = load("pictures")
     assert images.shape == shape
     assert torch.equal(images.test.labels, torch.from_numpy(load_digits().target[100:140]))

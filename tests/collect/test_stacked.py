@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from collect import architectures, stacked
+from collect.grouped import Grouped, Tensors, UnsupportedError
 from collect.metrics import losses
-from collect.stacked import Grouped, Loop, Tensors, UnsupportedError, Vmap, choose, predict, template
+from collect.stacked import Loop, Vmap, choose, predict, template
 from generators.errors import ConfigError
 from generators.initialiser import init
 
@@ -82,8 +83,9 @@ def test_loop_is_the_module(name: str) -> None:
 
 @pytest.mark.parametrize("name", [family.example for family in architectures.FAMILIES.values()])
 def test_every_family_gets_the_grouped_form_on_small_images(name: str) -> None:
+    """Large feature maps leave the cache, so the loop is faster there; an mlp has none."""
     assert choose(name, shape=SHAPE, classes=10).name == "grouped"
-    assert choose(name, shape=(3, 32, 32), classes=10).name == "loop"
+    assert choose(name, shape=(3, 32, 32), classes=10).name == ("grouped" if name.startswith("mlp") else "loop")
 
 
 class _Wrong(Grouped):
