@@ -6,10 +6,13 @@ functions; a module is imported only when its command is asked for. A new comman
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
@@ -46,12 +49,12 @@ COMMANDS = {
     "ghn": Command(
         "train_generators.ghn:main",
         "train a graph hypernetwork on architecture families with the image loss",
-        "--out runs/ghn",
+        "--zoo runs/zoo --out runs/ghn",
     ),
     "noise-ghn": Command(
         "train_generators.ghn:main_noise",
         "train a graph hypernetwork whose members differ (two draws, cross-entropy + cosine)",
-        "--out runs/noise-ghn",
+        "--zoo runs/zoo --out runs/noise-ghn",
     ),
     "compare": Command(
         "train_generators.compare:main",
@@ -74,9 +77,25 @@ def overview() -> str:
         f"usage: {PROGRAM} COMMAND [flags]\n\n"
         "Fit generators on a zoo of trained networks (python -m collect makes one) and compare initialisers.\n\n"
         f"commands:\n{rows}\n\nexamples:\n{examples}\n\n"
-        f"`{PROGRAM} COMMAND --help` lists the flags of a command. A killed command goes on where it was when it is\n"
-        "given again. Exit code: 0 done, 2 wrong usage or input, 3 interrupted but resumable."
+        f"`{PROGRAM} COMMAND --help` lists the flags of a command. A command that was killed goes on\n"
+        "where it was when it is given again. Exit code: 0 done, 2 wrong usage or input, 3 interrupted but resumable."
     )
+
+
+def _with_short_flags(function: Callable) -> Callable:
+    """`function` with the fields of its dataclass parameters as plain flags: --steps, not --config.steps."""
+
+    def command(**values: Any) -> Any:
+        return function(**values)
+
+    plain = tyro.conf.arg(name="")
+    command.__doc__ = function.__doc__
+    command.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    command.__annotations__ = {
+        name: Annotated[hint, plain] if dataclasses.is_dataclass(hint) else hint
+        for name, hint in get_type_hints(function, include_extras=True).items()
+    }
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,4 +112,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *flags = arguments
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS, way_out=f"`{PROGRAM} --help` shows what each does.")
-    tyro.cli(COMMANDS[name].load(), prog=f"{PROGRAM} {name}", args=flags, config=(tyro.conf.OmitArgPrefixes,))
+    tyro.cli(_with_short_flags(COMMANDS[name].load()), prog=f"{PROGRAM} {name}", args=flags)

@@ -47,25 +47,25 @@ class VAEConfig:
     """How the VAEs are fitted.
 
     Attributes:
-        steps: optimiser steps per weight group.
-        batch_size: slices per step.
-        lr: highest learning rate of Adam; rises over the first 50 steps, then falls to 0 linearly.
-        warm_up: share of the steps over which the weight of the KL term rises from 0 to 1.
-        seed: of the first weights, batches and posterior samples.
-        init: only networks that started from this initialiser are used, lest a generator be fitted on its own
+        steps: Optimiser steps per weight group.
+        batch_size: Slices per step.
+        lr: Highest learning rate of Adam; rises over the first 50 steps, then falls to 0 linearly.
+        warm_up: Share of the steps over which the weight of the KL term rises from 0 to 1.
+        seed: Of the first weights, batches and posterior samples.
+        init: Only networks that started from this initialiser are used, lest a generator be fitted on its own
             offspring; "any" uses all.
-        depth_buckets: into how many parts of equal depth networks are divided.
-        patch: length of the row patches of 1x1 convolutions and linear layers.
-        latent: latent units of a group at most; never more than a slice has weights.
-        channels: channels of the encoder's and decoder's maps.
-        hidden: channels between these maps and the latents.
-        noise_bounds: least and largest decoder variance, as shares of the data's variance.
-        scale: spread of a generated tensor: "he" (the He std of its fan-in), "zoo" (as far from He's as the tensors of
+        depth_buckets: Into how many parts of equal depth networks are divided.
+        patch: Length of the row patches of 1x1 convolutions and linear layers.
+        latent: Latent units of a group at most; never more than a slice has weights.
+        channels: Channels of the encoder's and decoder's maps.
+        hidden: Channels between these maps and the latents.
+        noise_bounds: Least and largest decoder variance, as shares of the data's variance.
+        scale: Spread of a generated tensor: "he" (the He std of its fan-in), "zoo" (as far from He's as the tensors of
             the group in the zoo are), "none" (that of the zoo, whatever the fan-in).
-        slices_per_tensor: slices used of one tensor at most, chosen at random.
-        least_slices: groups with fewer training slices are left out, and the card says so.
-        save_every: steps between two states to resume from.
-        name: what reports call the generator.
+        slices_per_tensor: Slices used of one tensor at most, chosen at random.
+        least_slices: Groups with fewer training slices are left out, and the card says so.
+        save_every: Steps between two states to resume from.
+        name: What reports call the generator.
     """
 
     steps: int = 400

@@ -41,8 +41,27 @@ def test_help_of_a_command_shows_flags_with_reasons_defaults_and_an_example(caps
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert exit.value.code == 0
     assert "python -m train_generators vae --zoo runs/zoo --out runs/conv-vae" in text
-    assert "--steps INT optimiser steps per weight group. (default: 400)" in text
+    assert "--steps INT Optimiser steps per weight group. (default: 400)" in text
     assert "--scale {he,zoo,none}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("vae", ["--zoo", "--steps", "--seed"]),
+        ("ghn", ["--zoo", "--steps", "--seed", "--ghn.seed"]),
+        ("noise-ghn", ["--zoo", "--steps", "--cosine-weight", "--ghn.anchor"]),
+        ("compare", ["--zoo", "--baseline", "--ensemble-size"]),
+    ],
+)
+def test_every_command_has_its_own_flags_and_those_of_its_configuration_without_a_prefix(name, flags, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main([name, "--help"])
+    text = capsys.readouterr().out
+    assert exit.value.code == 0 and f"usage: python -m train_generators {name}" in text
+    assert "--config" not in text
+    for flag in ["--out", *flags]:
+        assert f" {flag} " in text
 
 
 @pytest.mark.parametrize("flags", [[], ["--zoo", "z"], ["--zoo", "z", "--out", "o", "--scale", "big"], ["--zoos", "z"]])
