@@ -174,6 +174,8 @@ def _finish(key: GroupKey, vae: SliceVAE, data: GroupData, config: VAEConfig) ->
             f"active, and the second moment of its samples is {ratio:.3g} of the data's; nothing was saved. "
             "Use more --steps or another --lr"
         )
+    if not data.held_out:
+        log.warning("weight group %s: no network is held out, so it is judged on those it was fitted on", key)
     vae.calibrate(train, stream(config.seed, "calibrate", str(key)))
     vae.zoo_gain.fill_(data.gain)
     vae.zoo_std.fill_(data.std)
@@ -242,7 +244,7 @@ def fit(
 
     bar = contextlib.nullcontext() if quiet else progress("fitting VAEs", config.steps * len(groups))
     tracker = Tracker(folder, track=track, project=project, config=asdict(config), resumed_at=done or None)
-    with tracker, bar as shown:
+    with _forgotten_if_collapsed(folder / "state.safetensors"), tracker, bar as shown:
         if shown:
             shown.advance(done)
         for index, (key, data) in enumerate(groups.items()):
@@ -273,6 +275,16 @@ def fit(
     generator.card.update(facts, metrics=metrics)
     save(generator.eval(), out)
     return generator
+
+
+@contextlib.contextmanager
+def _forgotten_if_collapsed(state: Path) -> Iterator[None]:
+    """A fit that has collapsed is none to go on with: its state is deleted, so that other settings can be tried."""
+    try:
+        yield
+    except CollapseError:
+        state.unlink(missing_ok=True)
+        raise
 
 
 def _facts(chosen: Zoo, config: VAEConfig, skipped: dict[str, str]) -> dict[str, Any]:

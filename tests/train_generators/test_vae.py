@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
@@ -127,7 +128,14 @@ def test_collapse_is_an_error_that_names_the_group_and_the_figures(folder, tmp_p
     config = VAEConfig(steps=150, least_slices=200, noise_bounds=(0.99, 1.0))
     with pytest.raises(CollapseError, match=r"group conv_weight-3x3-0 .* 0 of 9 latent units are active"):
         fit(folder, config, tmp_path / "vae", quiet=True)
-    assert not (tmp_path / "vae" / "weights.safetensors").exists()
+    assert [path.name for path in sorted((tmp_path / "vae").rglob("*.*"))] == ["config.json", "log.jsonl"]
+
+
+def test_after_a_collapse_other_settings_can_be_tried_in_the_same_folder(folder, tmp_path):
+    out = tmp_path / "vae"
+    with pytest.raises(CollapseError):  # after the first state was saved
+        fit(folder, dataclasses.replace(QUICK, lr=1e20), out, quiet=True)
+    assert fit(folder, dataclasses.replace(QUICK, least_slices=2000), out, quiet=True).card["metrics"]
 
 
 def test_a_loss_that_is_not_finite_is_an_error(folder, tmp_path):
