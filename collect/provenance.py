@@ -27,7 +27,7 @@ def commit() -> str:
 
 
 def provenance() -> dict[str, str | int]:
-    """Versions, commit, machine, device, precision, threads and the time now, as flat values for attributes or JSON."""
+    """Versions, commit, machine and the time now, as flat values for attributes or JSON."""
     try:
         package = version("powerhouse-init")
     except PackageNotFoundError:
@@ -38,9 +38,6 @@ def provenance() -> dict[str, str | int]:
         "h5py_version": h5py.__version__,
         "python_version": platform.python_version(),
         "git_commit": commit(),
-        "device": "cpu",
         "machine": platform.machine(),
-        "precision": "float32",
-        "threads": torch.get_num_threads(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -65,7 +65,7 @@ class _Outcome:
     diverged: int = 0
     seconds: float = 0.0
     error: str = ""  # one line; empty if the population is stored
-    detail: str = ""  # the traceback
+    detail: str = ""  # the traceback of what is nobody's wrong input
     fatal: bool = False  # the folder cannot be written: no task would fare better
 
 
@@ -109,11 +109,13 @@ def perform(task: Task, folder: Path, root: Path | None, on_fraction: Callable[[
             task.recipe, task.seeds, images, on_epoch=lambda epoch: on_fraction(task.id, min(epoch / epochs, 1.0))
         )
         zoo_file.write(population, folder)
-    except Exception as error:
-        line = str(error) if isinstance(error, PowerhouseError) else f"{type(error).__name__}: {error}"
-        return _Outcome(task, error=line, detail=traceback.format_exc(), fatal=isinstance(error, ZooError))
-    return _Outcome(task, diverged=sum(status == "diverged" for status in population.status),
-                    seconds=population.seconds)  # fmt: skip
+    except Interrupted:
+        raise
+    except PowerhouseError as error:
+        return _Outcome(task, error=str(error), fatal=isinstance(error, ZooError))
+    except Exception as error:  # a fault of the engine or of a third party's initialiser
+        return _Outcome(task, error=f"{type(error).__name__}: {error}", detail=f"\n{traceback.format_exc()}")
+    return _Outcome(task, diverged=population.status.count("diverged"), seconds=population.seconds)
 
 
 _ticks: Any = None  # the queue to the collector; set in worker processes only
@@ -258,8 +260,7 @@ def collect(
                     raise ZooError(outcome.error)
                 if outcome.error:
                     failed.append(outcome)
-                    log.error("population %s failed: %s", outcome.task, outcome.error)
-                    log.debug("%s", outcome.detail)
+                    log.error("population %s failed: %s%s", outcome.task, outcome.error, outcome.detail)
                     continue
                 on_fraction(outcome.task.id, 1.0)
                 trained.append(outcome.task.id)

@@ -13,6 +13,7 @@ Axes: K runs, C checkpoints, P weights, B buffer entries, E evaluations, M metri
     attributes         format, schema, population, recipe, data_digest, row_digests, digest, versions, ..., complete
 
 HDF5 files that are appended to do not survive a kill; one that is renamed into place (`collect.durable`) does.
+HDF5 1.10 or newer reads the files: their metadata have checksums, the arrays have the digests.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import torch
 
 from collect.durable import durable
 from collect.population import Population, TensorSpec
 from collect.provenance import provenance
 from collect.recipe import canonical_json, population_id, run_id
+from collect.tables import plain, rows_of, table_of, text
 from generators.errors import ZooError
 
 FORMAT = "powerhouse-population"
@@ -42,62 +45,6 @@ AXES = {
     "buffers": ("run", "checkpoint", "entry"),
     "metrics": ("run", "evaluation", "metric"),
 }
-
-
-# --- tables ------------------------------------------------------------------------------------------------------
-
-
-def _text(value: str | Sequence[str]) -> np.ndarray:
-    """Text as UTF-8 of fixed width: that of variable length lies in a part of the file that has no checksums."""
-    texts = [value.encode()] if isinstance(value, str) else [each.encode() for each in value]
-    array = np.array(texts, dtype=h5py.string_dtype("utf-8", max(map(len, texts), default=0) or 1))
-    return array.reshape(()) if isinstance(value, str) else array
-
-
-def _plain(value: Any) -> Any:
-    """What HDF5 gives back as plain Python values; text decoded."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list):
-        return tuple(map(_plain, value))
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _table(rows: Sequence[dict[str, Any]], names: Iterable[str]) -> np.ndarray:
-    """A structured array with one typed column per name: bool, int64, float64 or text (anything else as JSON text)."""
-    columns = {}
-    for name in names:
-        values = [row[name] for row in rows]
-        kinds = {type(value) for value in values}
-        if rows and kinds <= {bool}:
-            columns[name] = np.array(values, dtype=np.bool_)
-        elif rows and kinds <= {int, float}:
-            columns[name] = np.array(values, dtype=np.float64 if float in kinds else np.int64)
-        else:
-            columns[name] = _text([value if isinstance(value, str) else json.dumps(value) for value in values])
-    table = np.empty(len(rows), dtype=[(name, column.dtype) for name, column in columns.items()])
-    for name, column in columns.items():
-        table[name] = column
-    return table
-
-
-def _rows(table: np.ndarray) -> tuple[dict[str, Any], ...]:
-    """A structured array as rows of plain Python values."""
-    names = table.dtype.names or ()
-    return tuple({name: _plain(value) for name, value in zip(names, row, strict=True)} for row in table.tolist())
-
-
-def _layout_table(layout: Sequence[TensorSpec]) -> np.ndarray:
-    names = [field.name for field in fields(TensorSpec)]
-    rows = [
-        {name: getattr(spec, name) for name in names} | {"role": str(spec.role), "shape": list(spec.shape)}
-        for spec in layout
-    ]
-    return _table(rows, names)
-
-
-def _layout(table: np.ndarray) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(**row | {"shape": tuple(json.loads(row["shape"]))}) for row in _rows(table))
 
 
 # --- what a file says --------------------------------------------------------------------------------------------
@@ -165,7 +112,7 @@ class Header:
         return {
             "layout": _layout_table(self.layout),
             "buffer_layout": _layout_table(self.buffer_layout),
-            "runs": _table(self.runs, self.runs[0]),
+            "runs": table_of(self.runs, self.runs[0]),
             "metrics": self.metrics,
             "evaluation_epochs": self.evaluation_epochs,
             "evaluation_steps": self.evaluation_steps,
@@ -173,9 +120,26 @@ class Header:
         }
 
 
+def _layout_table(layout: Sequence[TensorSpec]) -> np.ndarray:
+    names = [field.name for field in fields(TensorSpec)]
+    rows = [
+        {name: getattr(spec, name) for name in names} | {"role": str(spec.role), "shape": list(spec.shape)}
+        for spec in layout
+    ]
+    return table_of(rows, names)
+
+
+def _layout(table: np.ndarray) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(**row | {"shape": tuple(json.loads(row["shape"]))}) for row in rows_of(table))
+
+
 def _row_digest(run: dict[str, Any], *arrays: np.ndarray) -> str:
-    """The digest of one run: its columns and its rows of `weights`, `buffers` and `metrics`."""
-    digest = hashlib.blake2b(json.dumps(run, sort_keys=True).encode(), digest_size=16)
+    """The digest of one run: its columns and its rows of `weights`, `buffers` and `metrics`.
+
+    The column `data` is left out: for an `.npz` it says where the file lay; the run's id stands for what is in it.
+    """
+    columns = {name: value for name, value in run.items() if name != "data"}
+    digest = hashlib.blake2b(json.dumps(columns, sort_keys=True).encode(), digest_size=16)
     for array in arrays:
         digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
     return digest.hexdigest()
@@ -183,10 +147,12 @@ def _row_digest(run: dict[str, Any], *arrays: np.ndarray) -> str:
 
 def _whole_digest(header: Header, rows: Sequence[str]) -> str:
     """The digest of what the networks are; times, versions and machine are left out, so equal collections are equal."""
-    content = {name: header.attributes[name] for name in ("population", "recipe", "data_digest")}
+    content = {name: header.attributes[name] for name in ("population", "data_digest")}
     content |= {"architecture": header.architecture_json, "metric_names": header.metric_names, "rows": rows}
-    content |= {name: _rows(table) if table.dtype.names else table.tolist() for name, table in header.datasets().items()
-                if name != "metrics"}  # fmt: skip
+    for name in ("evaluation_epochs", "evaluation_steps", "checkpoint_epochs"):
+        content[name] = getattr(header, name).tolist()
+    for name in ("layout", "buffer_layout"):
+        content[name] = [vars(spec) for spec in getattr(header, name)]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -218,12 +184,15 @@ def _describe(population: Population, folder: Path) -> Header:
             "K": len(runs),
             "form": population.form,
             "seconds": float(population.seconds),
+            "device": "cpu",
+            "precision": "float32",
+            "threads": torch.get_num_threads(),
             **provenance(),
         },
         architecture_json=population.architecture_json,
         layout=tuple(population.layout),
         buffer_layout=tuple(population.buffer_layout),
-        runs=_rows(_table(runs, runs[0])),
+        runs=rows_of(table_of(runs, runs[0])),
         metrics=np.ascontiguousarray(population.metrics, dtype="<f4"),
         metric_names=tuple(population.metric_names),
         evaluation_epochs=np.asarray(population.evaluation_epochs, dtype="<f8"),
@@ -243,11 +212,11 @@ def _image(header: Header, weights: np.ndarray, buffers: np.ndarray, rows: Seque
         for name, array in ({"weights": weights, "buffers": buffers} | header.datasets()).items():
             file.create_dataset(name, data=array)
             if name in AXES:
-                file[name].attrs["axes"] = _text(AXES[name])
-        file["metrics"].attrs["names"] = _text(header.metric_names)
-        file["architecture"] = _text(header.architecture_json)
+                file[name].attrs["axes"] = text(AXES[name])
+        file["metrics"].attrs["names"] = text(header.metric_names)
+        file["architecture"] = text(header.architecture_json)
         for name, value in (header.attributes | {"row_digests": rows, "digest": digest}).items():
-            file.attrs[name] = _text(value) if isinstance(value, str | list) else value
+            file.attrs[name] = text(value) if isinstance(value, str | list) else value
         file.attrs["complete"] = True  # last: a file without it was never finished
         file.flush()
         return file.id.get_file_image()
@@ -321,7 +290,7 @@ def _check_shapes(header: Header) -> None:
 
 
 def _read(file: h5py.File, path: Path) -> Header:
-    attributes = {name: _plain(value) for name, value in file.attrs.items()}
+    attributes = {name: plain(value) for name, value in file.attrs.items()}
     if attributes.get("format") != FORMAT:
         raise _unusable(path, "is an HDF5 file, but not one of a zoo")
     if attributes["schema"] > SCHEMA:
@@ -337,12 +306,12 @@ def _read(file: h5py.File, path: Path) -> Header:
     return Header(
         path=path,
         attributes=attributes,
-        architecture_json=_plain(file["architecture"][()]),
+        architecture_json=plain(file["architecture"][()]),
         layout=_layout(file["layout"][()]),
         buffer_layout=_layout(file["buffer_layout"][()]),
-        runs=_rows(file["runs"][()]),
+        runs=rows_of(file["runs"][()]),
         metrics=file["metrics"][()],
-        metric_names=_plain(file["metrics"].attrs["names"]),
+        metric_names=plain(file["metrics"].attrs["names"]),
         weights=_block(file["weights"]),
         buffers=_block(file["buffers"]),
         **axes,

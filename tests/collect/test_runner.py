@@ -38,9 +38,16 @@ def temporaries(folder: Path) -> list[Path]:
     return list(folder.glob(".*"))
 
 
-def wait_for(condition: Callable[[], object], what: str, *, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
+def written(path: Path) -> bool:
+    """Whether `path` is a population before its rename: there, and longer than any plan or config."""
+    return path.exists() and path.stat().st_size > 10_000
+
+
+def wait_for(condition: Callable[[], object], what: str, *, of: subprocess.Popen | None = None) -> None:
+    """Until `condition` holds, a minute at most; not at all if process `of` has ended."""
+    end = time.monotonic() + 60
     while not condition():
+        assert of is None or of.poll() is None, f"ended before {what}: {of.communicate()[1]}"
         assert time.monotonic() < end, f"waited too long for {what}"
         time.sleep(0.01)
 
@@ -101,11 +108,11 @@ def test_killed_again_and_again_then_finished_is_the_same_as_never_disturbed(
         digests(folder)
 
     def between_write_and_rename(process: subprocess.Popen) -> None:
-        wait_for(lambda: any(path.stat().st_size > 3000 for path in temporaries(folder)), "a written temporary file")
+        wait_for(lambda: any(map(written, temporaries(folder))), "a written temporary file", of=process)
 
     def after_one_more(process: subprocess.Popen) -> None:
         before = len(list(folder.glob("*.h5")))
-        wait_for(lambda: len(list(folder.glob("*.h5"))) > before, "one more population")
+        wait_for(lambda: len(list(folder.glob("*.h5"))) > before, "one more population", of=process)
         time.sleep(generator.uniform(0, 0.2))
 
     kept_after(between_write_and_rename, pause=30, workers=2)
@@ -172,11 +179,14 @@ def test_many_recipes_in_one_call_the_longest_first(tmp_path: Path) -> None:
 
 def test_progress_adds_up_to_the_number_of_networks(tmp_path: Path) -> None:
     tasks = plan(sweep(TINY, epochs=[1, 3]), runs=5, together=3)
+    counts = []
     for part in (tasks[2:], tasks):  # the second call finds half of its populations
         steps: list[float] = []
         collect(part, tmp_path, workers=0, on_progress=steps.append)
         assert sum(steps) == pytest.approx(sum(len(task.seeds) for task in part))
-        assert min(steps) > 0 and len(steps) > len(part)
+        assert min(steps) > 0
+        counts.append(len(steps))
+    assert counts == [2 * 3, 2 * 1 + 2]  # one for every epoch, one for every population that was there
 
 
 def test_one_failure_is_reported_and_the_rest_is_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -218,6 +228,29 @@ def test_ctrl_c_says_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not temporaries(tmp_path)
 
 
+def test_being_asked_to_stop_while_training_here_is_no_failure(tmp_path: Path) -> None:
+    """SIGTERM raises `Interrupted` wherever the main thread is: here, in the middle of a population."""
+
+    def stop(amount: float) -> None:
+        raise Interrupted("asked to terminate")
+
+    with pytest.raises(Interrupted, match="asked to terminate: 0 of 1 populations are stored"):
+        collect(plan([TINY], runs=2), tmp_path, workers=0, on_progress=stop)
+    assert not list(tmp_path.glob("*.h5")) and not temporaries(tmp_path)
+
+
+def test_faults_of_the_engine_keep_their_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*arguments: object, **more: object) -> None:
+        raise ZeroDivisionError("in the engine")
+
+    monkeypatch.setattr(runner, "train", broken)
+    with pytest.raises(CollectError, match="ZeroDivisionError: in the engine"):
+        collect(plan([TINY], runs=2), tmp_path, workers=0)
+    assert "in broken" in caplog.text
+
+
 def test_diverged_networks_are_stored_and_counted(tmp_path: Path) -> None:
     result = collect(plan([replace(TINY, lr=1e30)], runs=2), tmp_path, workers=0)
     assert result.diverged == 2 and len(digests(tmp_path)) == 1
@@ -249,7 +282,7 @@ def test_a_worker_that_is_killed_ends_the_collection_as_an_interruption(
     tmp_path: Path, script_tasks: list[Task]
 ) -> None:
     with collecting(tmp_path, pause=30) as process:
-        wait_for(lambda: temporaries(tmp_path), "a worker at work")
+        wait_for(lambda: temporaries(tmp_path), "a worker at work", of=process)
         writer = int(temporaries(tmp_path)[0].name.split("@")[2].removesuffix(".tmp"))
         assert writer in process.workers()  # type: ignore[attr-defined]
         os.kill(writer, signal.SIGKILL)

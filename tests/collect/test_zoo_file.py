@@ -174,7 +174,7 @@ def test_random_damage_is_found_or_harmless(population: Population, copied: Path
         except ZooError:
             found += 1
             continue
-        assert header.digest == whole
+        assert header.digest == whole and header.attributes["recipe"] == canonical_json(population.recipe)
         np.testing.assert_array_equal(header.weights.map(copied), population.weights)
     assert found > 20
 
