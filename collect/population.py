@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from collect import architectures, stacked
@@ -21,7 +22,7 @@ from collect.recipe import Recipe
 from collect.schedules import learning_rate
 from collect.stacked import CALIBRATION_IMAGES, Form, predict
 from generators.errors import ConfigError
-from generators.initialiser import init
+from generators.initialiser import init, resolve
 from generators.inventory import inventory
 from generators.seeds import derive
 
@@ -29,6 +30,7 @@ __all__ = ["Population", "TensorSpec", "layouts", "predict", "train"]
 
 log = logging.getLogger(__name__)
 
+INIT_BATCH = 128  # images per batch for initialisers that need data; they get the first training images
 BUFFER_ROLES = {"running_mean": "running_mean", "running_var": "running_var", "num_batches_tracked": "counter"}
 
 
@@ -121,9 +123,16 @@ class _Members:
 
     def __init__(self, recipe: Recipe, seeds: Sequence[int], images: ImageSet, device: torch.device) -> None:
         states = []
+        chain = resolve(recipe.init)
+        spec = chain[0] if len(chain) == 1 else recipe.init  # a learned initialiser is read once, not once per member
+        first = images.train.images[:CALIBRATION_IMAGES], images.train.labels[:CALIBRATION_IMAGES]
+        batches = list(zip(*(part.split(INIT_BATCH) for part in first), strict=True))
         for seed in seeds:
             module = architectures.build(recipe.architecture, shape=images.shape, classes=len(images.classes))
-            init(module, recipe.init, seed=derive(seed, "init"))
+            init(
+                module, spec, seed=derive(seed, "init"), data=batches, loss=F.cross_entropy,
+                example_inputs=batches[0][0][:1],
+            )  # fmt: skip
             states.append({name: value.detach() for name, value in module.state_dict().items()})
         self.layout, self.buffer_layout = layouts(module)
         stack = {name: torch.stack([state[name] for state in states]).to(device) for name in states[0]}

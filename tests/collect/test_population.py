@@ -181,6 +181,16 @@ def test_the_initialiser_does_not_move_the_order_of_the_data(images: ImageSet, m
     assert not np.array_equal(*final)
 
 
+def test_initialisers_that_need_data_get_training_images(images: ImageSet) -> None:
+    """LSUV (Mishkin and Matas, ICLR 2016) scales every layer to unit output variance on the data it is given."""
+    recipe = dataclasses.replace(BASE, architecture="mlp-2-w16", init="orthogonal+lsuv", epochs=1, saved=(0,))
+    found = train(recipe, [3], images)
+    spec = found.layout[0]
+    weight = found.weights[0, 0, spec.offset : spec.offset + spec.length].reshape(spec.shape)
+    outputs = images.train.images[:128].flatten(1) @ torch.from_numpy(weight).T
+    assert abs(float(outputs.var()) - 1) < 0.1
+
+
 @dataclasses.dataclass(frozen=True)
 class Poison:
     """He, but the weights of one seed are `scale` times too large."""
