@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from generators.graph import operations as ops
 from generators.graph.drafts import POOLED, SCALED, Call, Draft, Made, Mark, Stream, Weights, sources_of, union
@@ -43,9 +44,14 @@ class Builder:
     # ---- marks ------------------------------------------------------------------------------------------------------
 
     def mark_of(self, value: Tensor) -> Mark:
-        return self._marks.get(id(value))
+        mark = self._marks.get(id(value))
+        if mark is None and is_functorch_wrapped_tensor(value):
+            return self.mark_of(get_unwrapped(value))
+        return mark
 
     def mark(self, value: Tensor, mark: Mark) -> None:
+        if is_functorch_wrapped_tensor(value):  # inside torch.vmap: what leaves it is the tensor within
+            self.mark(get_unwrapped(value), mark)
         if mark is None:
             self._marks.pop(id(value), None)
         elif self._marks.get(id(value)) != mark:

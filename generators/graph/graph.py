@@ -49,7 +49,8 @@ class Node:
             `resolution` (log2 of the side length of the output's grid relative to the input's, so -1 after a stride of
             2), `activation` (name of the first activation that follows, through a normalisation; "" if none),
             `pooled` (True if pooling or another reduction lies between it and its input), `projections` (stacked
-            matrices in a weight, 3 for query-key-value), `to_output` (edges on the shortest way to the output, -1 if
+            matrices in a weight, 3 for query-key-value), `score_bias` (parameters that fused attention adds to its
+            scores), `to_output` (edges on the shortest way to the output, -1 if
             there is none).
         depth: its place on the longest way from an input to the output, 0 to 1.
     """

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.rnn import PackedSequence
 
 BATCH = 2
-IMAGE_SIZES = (224, 32, 28, 64, 96, 8, 256, 299, 16, 128, 160, 192, 240, 384, 512, 48, 331, 14, 12, 10, 4)
+IMAGE_SIZES = (224, 299, 32, 28, 64, 96, 8, 256, 16, 128, 160, 192, 240, 384, 512, 48, 331, 14, 12, 10, 4)
 VOLUME_SIZES = (112, 224, 64, 32, 16)
 SEQUENCE_LENGTHS = (64, 128, 32, 16, 256, 100, 512, 784, 1024, 8, 1000, 16000, 4)
 TEXT_LENGTHS = (16, 8, 32, 64, 128, 256, 512, 1024)
@@ -54,7 +54,7 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return torch.empty_like(value, device=device) if device.type == "meta" else value.detach().to(device, copy=True)
     if isinstance(value, PackedSequence):  # its batch sizes stay on the CPU
-        return value.to(device=device)
+        return cast(Any, value).to(device)
     if isinstance(value, list | tuple):
         items = [_moved(item, device) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

@@ -33,7 +33,7 @@ from generators.graph.recorder import Recorder
 from generators.graph.replica import Replica
 
 _LIBRARY = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
-_NO_DATA = ("meta tensor", "no data", "data-dependent", "data-independent", "no fake impl or meta kernel")
+_NO_DATA = ("meta tensor", "no data", "data-dependent", "data-independent", "fake impl", "meta kernel")
 _MORE_GUESSES = 12  # tried after one that leaves parameters unused
 
 
@@ -72,7 +72,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    with _undisturbed():
+    with _undisturbed(model):
         return _guessed(model) if example_inputs is None else _given(model, as_inputs(example_inputs))
 
 
@@ -174,11 +174,12 @@ def _run(model: nn.Module, inputs: Inputs, *, meta: bool, training: bool) -> Gra
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Leave every global random state as it was; compiled modules run as the Python that they were made from."""
     states = random.getstate(), np.random.get_state()
+    devices = {value.device.index for value in model.parameters() if value.device.type == "cuda"}
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings(), eager:
+    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), warnings.catch_warnings(), eager:
         warnings.simplefilter("ignore")
         torch.default_generator.manual_seed(0)
         try:
@@ -207,8 +208,8 @@ def _explained(model: nn.Module, failure: _Failure, way_out: str) -> TraceError:
     message = str(failure.cause).strip() or "(no message)"
     if failure.needs_data:
         way_out = (
-            "its control flow depends on values, which a trace without data does not have; pass real inputs as "
-            "`example_inputs=` (a tensor, tuple or dict), and a copy of the model is run on them once"
+            "it needs values (such as control flow that depends on them), or an operator, that a trace without data "
+            "does not have; pass real inputs as `example_inputs=` (a tensor, tuple or dict): a copy is then run on them"
         )
     error = TraceError(
         f"cannot trace {type(model).__name__}: its forward raised {type(failure.cause).__name__}: {message} "

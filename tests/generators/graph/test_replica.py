@@ -1,0 +1,91 @@
+"""The stand-in that is run: no trace of a trace in the model, its copies, or the random states."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from generators.graph import Graph, trace
+
+
+def rows(graph: Graph) -> list[tuple]:
+    """The graph as (kind, parameters, predecessors) per node."""
+    return [(node.kind, node.parameters, graph.predecessors[node.index]) for node in graph.nodes]
+
+
+class Restless(nn.Module):
+    """Does in its forward whatever could leave traces."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer, self.dropout = nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Dropout()
+        self.register_buffer("calls", torch.zeros(()))
+        self.cache, self.count, self.plain = [], 0, torch.zeros(3)
+        self.hidden = [nn.BatchNorm1d(4)]
+
+    def forward(self, x):
+        self.calls += 1
+        self.count += 1
+        self.cache.append(x)
+        self.plain[0] += 1
+        self.last = x
+        self.training = not self.training
+        noise = torch.rand(4) * random.random() * float(np.random.rand())
+        return self.dropout(self.hidden[0](self.layer(self.norm(x)))) + noise
+
+
+def test_the_model_and_the_random_states_are_untouched():
+    model = Restless()
+    model.layer.eval()
+    called = []
+    model.layer.register_forward_hook(lambda *_: called.append(1))
+    model.layer.register_forward_pre_hook(lambda *_: called.append(1))
+    keys = [set(module.__dict__) for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = [module.training for module in model.modules()]
+    objects = {name: id(value) for name, value in model.state_dict(keep_vars=True).items()}
+    random_states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    inputs = torch.zeros(3, 4)
+    for example in (inputs, None):
+        assert trace(model, example).unused == ()
+    assert called == [] and model.count == 0 and model.cache == [] and model.plain.tolist() == [0, 0, 0]
+    assert [set(module.__dict__) for module in model.modules()] == keys
+    assert [module.training for module in model.modules()] == flags
+    assert {name: id(value) for name, value in model.state_dict(keep_vars=True).items()} == objects
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert int(model.hidden[0].num_batches_tracked) == 0 and all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random_states[0]) and random.getstate() == random_states[1]
+    assert np.random.get_state()[1].tolist() == random_states[2] and torch.is_grad_enabled()
+
+
+def test_a_model_on_the_meta_device_and_in_half_precision():
+    with torch.device("meta"):
+        graph = trace(torchvision.models.resnet18())
+    assert graph.signature == trace(torchvision.models.resnet18().bfloat16()).signature
+
+
+def test_hooks_that_call_the_original_module_and_bound_methods():
+    """Code that holds on to the user's own parameters or methods still leads to the right nodes."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    weight = model[0].weight
+    model[1].forward = lambda x, own=model[1].forward: own(F.linear(x, weight))
+    graph = trace(model)
+    assert [row[1] for row in rows(graph)][1:-1] == [("0.weight", "0.bias"), ("0.weight",), ("1.weight", "1.bias")]
+
+
+class Steered(Restless):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else x
+
+
+def test_a_real_run_is_that_of_a_copy():
+    model, inputs = Steered(), torch.ones(3, 4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert "layer.weight" in trace(model, inputs).by_parameter
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert inputs.tolist() == [[1.0] * 4] * 3 and model.plain.tolist() == [0, 0, 0] and model.count == 0
