@@ -84,6 +84,18 @@ def _forward_cost(architecture: str, shape: tuple[int, int, int], classes: int) 
     return counter.get_total_flops()
 
 
+def init_digest(spec: str) -> str:
+    """`spec` with every checkpoint named by the digest of its content; "" if there is none in it.
+
+    Raises:
+        UnknownNameError: a step of the chain does not exist.
+        CheckpointError: a checkpoint cannot be loaded.
+    """
+    chain = resolve(spec)
+    digests = [getattr(step, "digest", "") for step in chain]
+    return "+".join(digest or step.name for digest, step in zip(digests, chain, strict=True)) if any(digests) else ""
+
+
 def plan(
     recipes: Iterable[Recipe],
     *,
@@ -118,8 +130,8 @@ def plan(
             raise ConfigError(f"plan: {name} must be at least {least}, got {value}")
     if not recipes:
         raise ConfigError("plan: no recipe, so nothing to train; name at least one architecture")
-    for spec in dict.fromkeys(recipe.init for recipe in recipes):
-        resolve(spec)
+    digests = {spec: init_digest(spec) for spec in dict.fromkeys(recipe.init for recipe in recipes)}
+    recipes = [replace(recipe, init_digest=digests[recipe.init]) for recipe in recipes]
     loaded = {
         name: data.load(name, root=root, download=download) for name in dict.fromkeys(each.data for each in recipes)
     }

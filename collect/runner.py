@@ -8,32 +8,23 @@ from __future__ import annotations
 
 import functools
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from collect import data, zoo_file
 from collect.durable import sweep
-from collect.plan import Task, save
+from collect.plan import Task, init_digest, save
 from collect.population import train
+from collect.workers import Tick, in_processes, usable_cores
 from generators.commandline import Interrupted
 from generators.errors import ConfigError, DataError, PowerhouseError, ZooError
 
 log = logging.getLogger(__name__)
-
-_POLL_SECONDS = 0.2
 
 
 class CollectError(PowerhouseError):
@@ -73,12 +64,18 @@ class _Outcome:
 
 
 def check(task: Task, folder: str | Path) -> str | None:
-    """None if the population of `task` is stored and whole; "" if it is not there; else what is wrong with its file."""
+    """None if the population of `task` is stored and whole; "" if it is not there; else what is wrong with its file.
+
+    Raises:
+        NewerSchemaError: the file may be whole, but this version cannot tell.
+    """
     path = zoo_file.path_of(folder, task.id)
     if not path.exists():
         return ""
     try:
         zoo_file.verify(path)
+    except zoo_file.NewerSchemaError:
+        raise
     except ZooError as error:
         return str(error)
     return None
@@ -95,19 +92,26 @@ def _move_aside(path: Path) -> Path:
 # --- in a worker -------------------------------------------------------------------------------------------------
 
 
-_load = functools.lru_cache(maxsize=2)(data.load)
+@functools.lru_cache(maxsize=2)
+def _images(name: str, root: Path | None, digest: str) -> data.ImageSet:
+    """The data set, which must be the one that the plan was made for."""
+    images = data.load(name, root=root)
+    if images.digest != digest:
+        raise DataError(f"data set {name!r} has changed since the plan was made; plan again")
+    return images
 
 
-def perform(task: Task, folder: Path, root: Path | None, on_fraction: Callable[[str, float], None]) -> _Outcome:
+def perform(task: Task, folder: Path, root: Path | None, tick: Tick) -> _Outcome:
     """Train and store one population. Its own failures come back as text, so that any exception crosses processes."""
     try:
-        images = _load(task.recipe.data, root=root)
-        if images.digest != task.data_digest:
-            raise DataError(f"data set {task.recipe.data!r} has changed since the plan was made; plan again")
-        epochs = task.recipe.epochs
-        population = train(
-            task.recipe, task.seeds, images, on_epoch=lambda epoch: on_fraction(task.id, min(epoch / epochs, 1.0))
-        )
+        images = _images(task.recipe.data, root, task.data_digest)
+        if init_digest(task.recipe.init) != task.recipe.init_digest:
+            raise ConfigError(f"the checkpoint in {task.recipe.init!r} has changed since the plan was made; plan again")
+
+        def on_epoch(epoch: float) -> None:
+            tick(task.id, min(epoch / task.recipe.epochs, 1.0))
+
+        population = train(task.recipe, task.seeds, images, on_epoch=on_epoch)
         zoo_file.write(population, folder)
     except Interrupted:
         raise
@@ -118,79 +122,15 @@ def perform(task: Task, folder: Path, root: Path | None, on_fraction: Callable[[
     return _Outcome(task, diverged=population.status.count("diverged"), seconds=population.seconds)
 
 
-_ticks: Any = None  # the queue to the collector; set in worker processes only
-
-
-def _leave_with(collector: Connection) -> None:
-    """End this process when the collector closes its end of the pipe, which its death does as well."""
-    with suppress(EOFError):
-        collector.recv()
-    os._exit(1)
-
-
-def _begin(collector: Connection, ticks: Any) -> None:
-    """Start of a worker process."""
-    global _ticks
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the collector ends its workers
-    torch.set_num_threads(1)
-    threading.Thread(target=_leave_with, args=(collector,), daemon=True).start()
-    _ticks = ticks
-
-
-def _perform_in_worker(task: Task, folder: Path, root: Path | None) -> _Outcome:
-    return perform(task, folder, root, lambda *progress: _ticks.put(progress))
-
-
-# --- the two ways to work ----------------------------------------------------------------------------------------
-
-
-def _in_this_process(
-    tasks: Sequence[Task], folder: Path, root: Path | None, on_fraction: Callable[[str, float], None]
-) -> Generator[_Outcome, None, None]:
+def _in_this_process(calls: Sequence[Callable[[Tick], _Outcome]], *, on_tick: Tick) -> Generator[_Outcome, None, None]:
+    """`collect.workers.in_processes` without processes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker: sums in another order would be other networks under the same id
     try:
-        for task in tasks:
-            yield perform(task, folder, root, on_fraction)
+        for call in calls:
+            yield call(on_tick)
     finally:
         torch.set_num_threads(threads)
-
-
-def _in_processes(
-    tasks: Sequence[Task], folder: Path, root: Path | None, on_fraction: Callable[[str, float], None], workers: int
-) -> Generator[_Outcome, None, None]:
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    alive, collector = context.Pipe(duplex=False)
-    ticks = context.SimpleQueue()
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(alive, ticks))
-
-    def drain() -> None:
-        while not ticks.empty():
-            on_fraction(*ticks.get())
-
-    try:
-        waiting = {executor.submit(_perform_in_worker, task, folder, root) for task in tasks}
-        while waiting:
-            finished, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            drain()
-            for future in finished:
-                yield future.result()
-    except BrokenProcessPool as error:
-        raise Interrupted(
-            "a worker process ended on its own (killed for want of memory? then use fewer workers; started from a "
-            "script? then call it under `if __name__ == '__main__':`)"
-        ) from error
-    finally:
-        collector.close()  # workers that are still busy end at once; what they were writing is swept
-        executor.shutdown(wait=True, cancel_futures=True)
-        alive.close()
-        ticks.close()
-
-
-def _usable_cores() -> int:
-    import joblib  # type: ignore[import-untyped]  # comes with scikit-learn; respects affinity and container limits
-
-    return joblib.cpu_count()
 
 
 def collect(
@@ -217,7 +157,7 @@ def collect(
     Raises:
         Interrupted: by SIGINT, SIGTERM or the loss of a worker; the workers have ended and what is finished is stored.
         CollectError: some populations could not be trained; all others are stored.
-        ZooError: the folder cannot be written.
+        ZooError: the folder cannot be written, or holds a population of the plan that a newer version wrote.
         ConfigError: a negative number of workers.
     """
     folder, root = Path(folder), None if root is None else Path(root)
@@ -225,11 +165,12 @@ def collect(
         raise ConfigError(f"workers must be at least 0 (0: train in this process), got {workers}")
     tasks = list({task.id: task for task in tasks}.values())
     advance = on_progress or (lambda amount: None)
+    faults = {task.id: check(task, folder) for task in tasks}
     save(tasks, folder)
     sweep(folder)
     found, moved_aside, open_tasks = [], [], []
     for task in tasks:
-        fault = check(task, folder)
+        fault = faults[task.id]
         if fault is None:
             found.append(task.id)
             advance(len(task.seeds))
@@ -249,12 +190,13 @@ def collect(
         if gained > 0:
             advance(gained * sizes[task])
 
-    way = _in_this_process
-    if workers != 0 and open_tasks:
-        way = functools.partial(_in_processes, workers=min(workers or _usable_cores(), len(open_tasks)))
+    calls = [functools.partial(perform, task, folder, root) for task in open_tasks]
+    way: Callable[..., Generator[_Outcome, None, None]] = _in_this_process
+    if workers != 0 and calls:
+        way = functools.partial(in_processes, workers=min(workers or usable_cores(), len(calls)))
     trained, failed, diverged = [], [], 0
     try:
-        with closing(way(open_tasks, folder, root, on_fraction)) as outcomes:
+        with closing(way(calls, on_tick=on_fraction)) as outcomes:
             for outcome in outcomes:
                 if outcome.fatal:
                     raise ZooError(outcome.error)

@@ -47,6 +47,10 @@ AXES = {
 }
 
 
+class NewerSchemaError(ZooError):
+    """A file that a newer version wrote: not damaged, but not for this one."""
+
+
 # --- what a file says --------------------------------------------------------------------------------------------
 
 
@@ -294,7 +298,7 @@ def _read(file: h5py.File, path: Path) -> Header:
     if attributes.get("format") != FORMAT:
         raise _unusable(path, "is an HDF5 file, but not one of a zoo")
     if attributes["schema"] > SCHEMA:
-        raise ZooError(
+        raise NewerSchemaError(
             f"{path} has schema {attributes['schema']} and this version reads up to {SCHEMA}: a newer version wrote "
             "it; upgrade powerhouse-init"
         )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import generators
 from collect.plan import plan, save, saved, sweep
 from collect.recipe import Recipe, run_id
+from collect.runner import CollectError, collect
 from generators.errors import ConfigError, DataError, PowerhouseError, UnknownNameError, ZooError
+from generators.ghn.ghn import GHN, GHNConfig
 
 TINY = Recipe(architecture="mlp-1-w4", epochs=1)
 
@@ -40,6 +44,20 @@ def test_cost_of_an_mlp_against_counting_by_hand() -> None:
     """2 operations per weight and image, three passes, 1295 training digits."""
     (task,) = plan([Recipe(architecture="mlp-1-w16", epochs=7)], runs=3)
     assert task.cost == 2 * (64 * 16 + 16 * 10) * 3 * 1295 * 7 * 3
+
+
+def test_a_refitted_checkpoint_at_the_same_place_makes_other_networks(tmp_path: Path) -> None:
+    """Resume takes what is valid: without the digest it would take networks of the former checkpoint."""
+    small = {"hidden": 16, "heads": 2, "layers": 1, "rank": 4, "cells": 4, "width": 8}
+    place = tmp_path / "ghn"
+    plans = []
+    for seed in (0, 1):
+        generators.save(GHN(GHNConfig(seed=seed, **small)), place)
+        plans += plan([replace(TINY, init=str(place)), replace(TINY, init=f"{place}+lsuv")], runs=1)
+    assert len({task.id for task in plans}) == 4
+    with pytest.raises(CollectError, match="changed since the plan"):
+        collect(plans[:1], tmp_path / "zoo", workers=0)
+    assert [task.recipe.init_digest for task in plan([TINY], runs=1)] == [""]
 
 
 @pytest.mark.parametrize(

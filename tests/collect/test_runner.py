@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 
@@ -38,9 +39,9 @@ def temporaries(folder: Path) -> list[Path]:
     return list(folder.glob(".*"))
 
 
-def written(path: Path) -> bool:
-    """Whether `path` is a population before its rename: there, and longer than any plan or config."""
-    return path.exists() and path.stat().st_size > 10_000
+def unnamed(folder: Path) -> list[Path]:
+    """Populations on their way to a name (there are temporary plans as well)."""
+    return list(folder.glob(".*.h5@*"))
 
 
 def wait_for(condition: Callable[[], object], what: str, *, of: subprocess.Popen | None = None) -> None:
@@ -61,8 +62,10 @@ def collecting(folder: Path, *, pause: float, workers: int = 1) -> Iterator[subp
     seen: set[int] = set()
 
     def look() -> set[int]:
-        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
-        seen.update(int(pid) for pid in listed.stdout.split())
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                parent = path.read_text().rpartition(")")[2].split()[1]
+                seen.update({int(path.parent.name)} if parent == str(process.pid) else set())
         return seen
 
     process.workers = look  # type: ignore[attr-defined]
@@ -108,7 +111,7 @@ def test_killed_again_and_again_then_finished_is_the_same_as_never_disturbed(
         digests(folder)
 
     def between_write_and_rename(process: subprocess.Popen) -> None:
-        wait_for(lambda: any(map(written, temporaries(folder))), "a written temporary file", of=process)
+        wait_for(lambda: unnamed(folder), "a population on its way", of=process)
 
     def after_one_more(process: subprocess.Popen) -> None:
         before = len(list(folder.glob("*.h5")))
@@ -117,7 +120,7 @@ def test_killed_again_and_again_then_finished_is_the_same_as_never_disturbed(
 
     kept_after(between_write_and_rename, pause=30, workers=2)
     assert not digests(folder)
-    assert temporaries(folder), "the kill was to hit between write and rename"
+    assert unnamed(folder), "the kill was to hit between write and rename"
     kept_after(after_one_more, pause=0.1, workers=1)
     with collecting(folder, pause=0.3) as process:
         after_one_more(process)
@@ -165,6 +168,18 @@ def test_a_foreign_file_in_the_folder_is_left_alone(tmp_path: Path) -> None:
     foreign.write_text("mine")
     collect(plan([TINY], runs=1), tmp_path, workers=0)
     assert foreign.read_text() == "mine"
+
+
+def test_a_file_of_a_newer_version_is_not_moved_nor_trained_again(tmp_path: Path) -> None:
+    (task,) = plan([TINY], runs=1)
+    collect([task], tmp_path, workers=0)
+    path = path_of(tmp_path, task.id)
+    with h5py.File(path, "a") as file:
+        file.attrs["schema"] = zoo_file.SCHEMA + 1
+    content = path.read_bytes()
+    with pytest.raises(ZooError, match="upgrade"):
+        collect([task], tmp_path, workers=0)
+    assert path.read_bytes() == content and len(list(tmp_path.glob("*.h5*"))) == 1
 
 
 def test_many_recipes_in_one_call_the_longest_first(tmp_path: Path) -> None:
@@ -282,8 +297,8 @@ def test_a_worker_that_is_killed_ends_the_collection_as_an_interruption(
     tmp_path: Path, script_tasks: list[Task]
 ) -> None:
     with collecting(tmp_path, pause=30) as process:
-        wait_for(lambda: temporaries(tmp_path), "a worker at work", of=process)
-        writer = int(temporaries(tmp_path)[0].name.split("@")[2].removesuffix(".tmp"))
+        wait_for(lambda: unnamed(tmp_path), "a worker at work", of=process)
+        writer = int(unnamed(tmp_path)[0].name.split("@")[2].removesuffix(".tmp"))
         assert writer in process.workers()  # type: ignore[attr-defined]
         os.kill(writer, signal.SIGKILL)
         assert process.wait(timeout=60) == EXIT_INTERRUPTED
