@@ -33,6 +33,8 @@ class Recipe:
         data: name for `collect.data.load`.
         architecture: name for `collect.architectures.build`, such as `"resnet-20-w16"`.
         init: chain for `generators.init`.
+        init_digest: the chain with every checkpoint in it named by the digest of its content, "" if it has none. Filled
+            in by `collect.plan`; networks from a refitted checkpoint at the same place are other networks.
         optimiser: `"sgd"` or `"adamw"`, with the update rules of `torch.optim`.
         lr: highest learning rate.
         momentum: of SGD; the first beta of AdamW.
@@ -55,6 +57,7 @@ class Recipe:
     data: str = "digits"
     architecture: str = "resnet-8-w8"
     init: str = "he"
+    init_digest: str = ""
     optimiser: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
@@ -149,8 +152,9 @@ def _hash(value: Any) -> str:
 
 
 def run_id(recipe: Recipe, data_digest: str, seed: int) -> str:
-    """16 hex digits for one run. The digest stands for the data, so it does not matter where an `.npz` lies."""
+    """16 hex digits for one run. Digests stand for data and checkpoints, so it does not matter where they lie."""
     choices = asdict(recipe) | {"data": data_digest, "lr": float(recipe.lr)}
+    choices["init"] = choices.pop("init_digest") or recipe.init
     return _hash([ENGINE_VERSION, choices, int(seed)])
 
 

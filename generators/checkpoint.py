@@ -240,6 +240,7 @@ def load(where: str | os.PathLike[str]) -> Generator:
         generator = kind(
             _as_config(kind.Config, description["config"]), name=description["name"], card=description["card"]
         )
+    generator.digest = description["digest"]
     try:
         safetensors.torch.load_model(generator, folder / WEIGHTS, strict=True)
     except (RuntimeError, safetensors.SafetensorError) as error:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from generators.errors import ConfigError, unknown_name
-from generators.initialiser import Kind, Proposal, Request, _check_model, _tensors, writable
-from generators.inventory import inventory
+from generators.initialiser import Kind, Proposal, Request, _check_model, _tensors, take_inventory, writable
 
 GENERATOR_KINDS: dict[str, str] = {
     "conv-vae": "generators.local.conv_vae:ConvVAE",
@@ -33,6 +32,7 @@ class Generator(nn.Module, ABC):
         Config: the frozen dataclass of the subclass; its fields are JSON values (numbers, strings, tuples, dicts).
         name: what reports call it: the published name or the kind.
         kind: `Kind.LOCAL` or `Kind.GLOBAL`.
+        digest: of the checkpoint that it was loaded from, "" for one that was not.
         card: JSON-able facts: `kind` (key of `GENERATOR_KINDS`), data, zoo, metrics, seeds, versions, licence.
     """
 
@@ -46,6 +46,7 @@ class Generator(nn.Module, ABC):
             raise ConfigError(f"{type(self).__name__} takes a {self.Config.__name__}, got {type(config).__name__}")
         self.config = config
         self.name = name or self.kind_name
+        self.digest = ""
         self.card = dict(card or {})
 
     @property
@@ -72,7 +73,7 @@ class Generator(nn.Module, ABC):
         if n < 1:
             raise ConfigError(f"n must be at least 1, got {n}")
         _check_model(model)
-        found = inventory(model)
+        found, _ = take_inventory(model, example_inputs)
         request = Request(found, seed=seed, example_inputs=example_inputs)
         proposals = [
             writable(proposal, self, model, found, frozen=False)

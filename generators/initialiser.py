@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from generators.errors import CollapseError, ConfigError, ModelError, ProposalError, unknown_name
-from generators.inventory import MATRIX_ROLES, Inventory, ParameterInfo, inventory
+from generators.errors import CollapseError, ConfigError, ModelError, ProposalError, TraceError, unknown_name
+from generators.inventory import MATRIX_ROLES, Inventory, ParameterInfo, Role, inventory
 from generators.report import InitReport
 
 log = logging.getLogger(__name__)
@@ -310,6 +310,25 @@ def _write(model: nn.Module, values: dict[str, Tensor]) -> None:
         tensors[name].copy_(value)
 
 
+def take_inventory(model: nn.Module, example_inputs: Any = None) -> tuple[Inventory, list[str]]:
+    """The inventory of `model`, and what the user should know about it.
+
+    The model is traced only if the owners and shapes of some parameters do not tell their roles (free parameters of
+    custom modules: tokens, tables, gains); where it cannot be traced, these keep an unknown role, and a note says so.
+    """
+    found = inventory(model)
+    unknown = found.where(Role.OTHER, Role.MATRIX)
+    if not unknown:
+        return found, []
+    from generators.graph import trace
+
+    try:
+        return inventory(model, trace(model, example_inputs)), []
+    except TraceError as error:
+        names = ", ".join(info.name for info in unknown[:3])
+        return found, [f"the roles of {len(unknown)} parameters ({names}, ...) are unknown: {error}"]
+
+
 def init(
     model: nn.Module,
     spec: str | Initialiser,
@@ -346,9 +365,9 @@ def init(
     _check_model(model)
     chain = resolve(spec)
     name = spec if isinstance(spec, str) else chain[0].name
-    found = inventory(model)
+    found, notes = take_inventory(model, example_inputs)
     request = Request(found, seed=seed, member=member, data=data, loss=loss, example_inputs=example_inputs)
-    merged, working = Proposal(), model
+    merged, working = Proposal(notes=notes), model
     for number, step in enumerate(chain):
         proposal = step.propose(working, request)
         proposal = writable(proposal, step, model, found, frozen=frozen)

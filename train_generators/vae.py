@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -209,6 +209,7 @@ def fit(
     track: Track = "none",
     project: str = "powerhouse",
     quiet: bool = False,
+    on_step: Callable[[float], object] | None = None,
 ) -> ConvVAE:
     """Fit the VAEs and save the generator as a checkpoint in `out`. Called again after a kill, it goes on.
 
@@ -219,6 +220,8 @@ def fit(
         track: "wandb" logs to Weights & Biases too.
         project: the wandb project.
         quiet: no progress bar.
+        on_step: called with numbers of steps done since the last call; over the whole fit they add up to
+            `config.steps` (all groups count as one).
 
     Returns:
         The generator. `card["metrics"][group]` holds what `judge` measured.
@@ -245,8 +248,9 @@ def fit(
     bar = contextlib.nullcontext() if quiet else progress("fitting VAEs", config.steps * len(groups))
     tracker = Tracker(folder, track=track, project=project, config=asdict(config), resumed_at=done or None)
     with _forgotten_if_collapsed(folder / "state.safetensors"), tracker, bar as shown:
-        if shown:
-            shown.advance(done)
+        share = 1 / len(groups) if on_step else 1.0
+        advance = on_step or (shown.advance if shown else lambda amount: None)
+        advance(done * share)
         for index, (key, data) in enumerate(groups.items()):
             before = index * config.steps
             if done >= before + config.steps:
@@ -259,8 +263,7 @@ def fit(
                 vae.standardise(torch.cat(data.train))
             slices = vae.standardised(torch.cat(data.train))
             for step, parts in _steps(key, vae, slices, optimiser, config, max(done - before, 0)):
-                if shown:
-                    shown.advance(1)
+                advance(share)
                 if step % LOG_EVERY == 0 or step == config.steps:
                     values = {name: value.mean().item() for name, value in parts.items()}
                     if not math.isfinite(values["loss"]):

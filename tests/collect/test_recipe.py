@@ -32,7 +32,7 @@ def test_every_choice_the_data_and_the_seed_are_in_the_id_but_not_the_place_of_t
         "architecture": "vgg-6-w8", "init": "xavier", "optimiser": "adamw", "lr": 0.2, "momentum": 0.8,
         "nesterov": True, "weight_decay": 0.0, "schedule": "step", "warmup_epochs": 1.0, "epochs": 21, "batch_size": 32,
         "augmentation": "shift", "label_smoothing": 0.1, "clip_norm": 1.0, "evaluations_per_epoch": 2, "saved": "all",
-        "statistics": "running",
+        "statistics": "running", "init_digest": "sha256 of another checkpoint",
     }  # fmt: skip
     assert others.keys() | {"data"} == {field.name for field in dataclasses.fields(Recipe)}
     ids = {run_id(base, "d", 0), run_id(base, "other", 0), run_id(base, "d", 1)}
@@ -40,6 +40,8 @@ def test_every_choice_the_data_and_the_seed_are_in_the_id_but_not_the_place_of_t
         ids.add(run_id(dataclasses.replace(base, **{field: value}), "d", 0))
     assert len(ids) == 3 + len(others)
     assert run_id(dataclasses.replace(base, data="there/own.npz"), "d", 0) == run_id(base, "d", 0)
+    checkpoint = dataclasses.replace(base, init="here/ghn", init_digest="content")
+    assert run_id(checkpoint, "d", 0) == run_id(dataclasses.replace(checkpoint, init="there/ghn"), "d", 0)
     assert run_id(dataclasses.replace(base, lr=1), "d", 0) == run_id(dataclasses.replace(base, lr=1.0), "d", 0)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from generators.errors import ConfigError, ZooError, unknown_name
 from train_generators.compare.statistics import Spread, spread
 
-FREE_FIELDS = frozenset({"data", "architecture", "init", "lr", "saved"})
+FREE_FIELDS = frozenset({"data", "architecture", "init", "init_digest", "lr", "saved"})
 """Fields of a recipe that may differ: `data` is where it lies (its digest is compared), `saved` only what is kept."""
 
 
@@ -153,8 +153,14 @@ def _arm(members: list[tuple[Any, int]], label: str) -> Arm:
 def _check_recipes(populations: Sequence[Any]) -> None:
     """Raise `ConfigError` if populations of one architecture differ in more than initialiser and learning rate."""
     first: dict[str, Any] = {}
+    digests: dict[str, str] = {}
     for population in populations:
         recipe = population.recipe
+        if digests.setdefault(str(recipe.init), recipe.init_digest) != recipe.init_digest:
+            raise ConfigError(
+                f"the zoo holds networks from two versions of the checkpoint {recipe.init}, which was fitted again "
+                "between; keep them in folders of their own"
+            )
         reference = first.setdefault(str(recipe.architecture), recipe)
         for field in dataclasses.fields(recipe):
             mine, other = getattr(recipe, field.name), getattr(reference, field.name)

@@ -26,7 +26,7 @@ PACKAGES = ("torch", "torchvision", "torchmetrics", "scipy", "matplotlib", "nump
 
 def facts(rows: Sequence[Row], images: Any) -> dict[str, Any]:
     """What was compared, with which software, on which machine."""
-    hidden = {"data", "architecture", "init", "lr", "saved", "statistics"}
+    hidden = {"data", "architecture", "init", "init_digest", "lr", "saved", "statistics"}
     recipes: dict[str, list[str]] = {}
     for row in rows:
         recipe = dataclasses.asdict(row.arm.sources[0][0].recipe)
