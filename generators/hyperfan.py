@@ -75,8 +75,8 @@ def hyperfan_(
         bias_head: makes the main layer's bias, if the hypernetwork does.
         second_moment: E[e^2], used unless `hidden` is given.
         hidden: `[n, d]`, hidden vectors in use. The realised mean ||e||^2 / d then replaces the expectation
-            ("calibrated"): the formulas hold on average over embeddings, and for one embedding all layers are off by the
-            same factor, which compounds with depth.
+            ("calibrated"): the formulas hold on average over embeddings, and for one embedding all layers are off by
+            the same factor, which compounds with depth.
         mode, relu: see `hyperfan_variances`.
     """
     if hidden is not None:

@@ -1,0 +1,64 @@
+"""Message passing over the computational graph: a small graph transformer whose attention knows the distance of a pair.
+
+Each layer is pre-norm attention over all pairs within the distance limit, with an embedding of the signed distance as
+edge feature (the idea of GHN-3, Knyazev et al. 2023, arXiv 2303.04143, and Graphormer), then a position-wise MLP.
+torch-geometric does the batching and the attention (`TransformerConv`, Shi et al. 2021, arXiv 2009.03509).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from generators.ghn.features import FEATURES, NodeTable
+
+with (
+    warnings.catch_warnings()
+):  # it scripts helpers while it is imported, which newer versions of torch announce to drop
+    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
+    from torch_geometric.nn import TransformerConv
+
+SINE_SCALE = 0.3  # spread of the random phases per unit of feature; at 1.5 unseen depths were at chance
+
+
+class EncoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, hidden: int, *, heads: int) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(hidden)
+        self.attention = TransformerConv(hidden, hidden // heads, heads=heads, edge_dim=hidden, root_weight=False)
+        self.norm_mlp = nn.LayerNorm(hidden)
+        self.mlp = nn.Sequential(nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden))
+
+    def forward(self, x: Tensor, pairs: Tensor, relation: Tensor) -> Tensor:
+        x = x + self.attention(self.norm_attention(x), pairs, relation)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class Encoder(nn.Module):
+    """Node features `[N, F]` and relations of P pairs to node embeddings `[N, hidden]`, unit second moment per node.
+
+    Random sine features in front keep layers that differ only in depth apart: with a plain linear layer the embeddings
+    of neighbouring layers had a cosine of 0.97, with sines 0.4.
+    """
+
+    def __init__(self, hidden: int, *, layers: int, heads: int, distance_limit: int) -> None:
+        super().__init__()
+        self.sine = nn.Linear(FEATURES, hidden)
+        nn.init.normal_(self.sine.weight, std=SINE_SCALE)
+        nn.init.uniform_(self.sine.bias, -math.pi, math.pi)
+        self.inlet = nn.Linear(FEATURES + hidden, hidden)
+        self.relations = nn.Embedding(2 * distance_limit + 1, hidden)
+        self.layers = nn.ModuleList(EncoderLayer(hidden, heads=heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(hidden)
+
+    def forward(self, table: NodeTable) -> Tensor:
+        x = self.inlet(torch.cat([table.features, torch.sin(self.sine(table.features))], dim=-1))
+        relation = self.relations(table.relation)
+        for layer in self.layers:
+            x = layer(x, table.pairs, relation)
+        return self.norm(x)

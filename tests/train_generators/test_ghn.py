@@ -1,0 +1,314 @@
+"""Fitting graph hypernetworks on digits: gradient by a slow twin, objective by hand, kills, errors, learning."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from collect import data, zoo_file
+from collect.architectures import build
+from collect.population import train
+from collect.recipe import Recipe
+from generators.checkpoint import load
+from generators.errors import ConfigError, PowerhouseError
+from generators.ghn.ghn import GHN, GHNConfig
+from generators.pointwise import HE
+from generators.seeds import stream
+from train_generators import ghn as module
+from train_generators.ghn import GHNTrainingConfig, ImageStream, Subject, fit, objective, train_step, zero_shot
+from train_generators.tracking import read_log
+
+SHAPE = GHNConfig(hidden=16, heads=2, layers=1, width=32, rank=8, cells=8)
+QUICK = GHNTrainingConfig(
+    architectures=("resnet-8-w4", "mlp-1-w16"), steps=8, batch_size=32, lr=5e-3, log_every=3, evaluate_every=1000,
+    save_every=4, ghn=SHAPE, anchor_warm_up=0.5, cosine_weight=0.0, draws=1,
+)  # fmt: skip
+NOISY = replace(QUICK, ghn=replace(SHAPE, anchor=0.5, code=4), draws=2, cosine_weight=0.3, name="n")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.load("digits")
+
+
+# ---- one step ----------------------------------------------------------------------------------------------------
+
+
+def slow_loss(ghn, config, name, images, labels, step, shape):
+    """The objective with one network after the other, from the definitions in the module docstring."""
+    network = build(name, shape=shape, classes=10)
+    plan = ghn.plan(network, torch.zeros(1, *shape))
+    draw = stream(config.seed, "ghn-draw", step)
+    codes = torch.randn(config.draws, len(plan.table.features), config.ghn.code, generator=draw)
+    anchor = config.ghn.anchor * min(1.0, step / (config.anchor_warm_up * config.steps))
+    noise: dict[str, torch.Tensor] = {}
+    if anchor:
+        for group in plan.groups:
+            for target, block in zip(group.names, group.blocks, strict=True):
+                noise[f"{target}[{block}]"] = torch.randn((config.draws, *group.shape), generator=draw)
+    hidden, all_logits = ghn.encoder(plan.table), []
+    for index in range(config.draws):
+        vectors = torch.cat([hidden, codes[index]], dim=1)[None]
+        own = ghn.decode(plan, vectors, lambda key, _, index=index: noise[key][index, None], anchor=anchor)
+        weights = {}
+        for key, value in network.named_parameters():
+            if key in own:
+                weights[key] = own[key][0]
+            else:
+                filled, _ = HE.value(plan.found[key], 0, 0)
+                weights[key] = value.detach() if filled is None else filled
+        network.train()
+        all_logits.append(functional_call(network, weights, (images,)))
+    entropies = [torch.nn.functional.cross_entropy(logits, labels) for logits in all_logits]
+    loss = sum(entropies) / len(entropies)
+    if config.draws == 2:
+        one, two = (logits.flatten() for logits in all_logits)
+        loss = loss + config.cosine_weight * (one @ two) / (one.norm() * two.norm())
+    return loss
+
+
+@pytest.mark.parametrize("config", [QUICK, NOISY], ids=["ghn", "noise-ghn"])
+@pytest.mark.parametrize("name", ["resnet-8-w4", "mobilenet-3-w4", "mlp-1-w16", "vit-1-w16"])
+@pytest.mark.parametrize("step", [0, 3])
+def test_gradient_against_a_loop_over_draws(images, config, name, step):
+    """Loss and gradient of a step, however the draws are run, against `functional_call` per draw."""
+    config = replace(config, architectures=(name,))
+    ghn = GHN(replace(config.ghn, gain_bound=2.0))
+    batch, labels = images.train.images[:32], images.train.labels[:32]
+    loss, parts = train_step(ghn, Subject(name, ghn, images, draws=config.draws), config, batch, labels, step)
+    found = {key: value.grad for key, value in ghn.named_parameters() if value.grad is not None}
+    ghn.zero_grad()
+    wanted = slow_loss(ghn, config, name, batch, labels, step, images.shape)
+    wanted.backward()
+    assert loss == pytest.approx(wanted.item(), rel=1e-4)
+    assert parts.keys() == ({"cross_entropy"} if config.draws == 1 else {"cross_entropy", "cosine"})
+    slow = {key: value.grad for key, value in ghn.named_parameters() if value.grad is not None}
+    assert found.keys() == slow.keys() and len(found) > 15
+    scale = max(value.abs().max() for value in slow.values())
+    for key, value in slow.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-2, atol=1e-4 * scale.item(), msg=key)
+
+
+def test_objective_by_hand():
+    """Two images, three classes, two draws with logits that are easy by hand; then three draws against loops."""
+    logits = torch.tensor([[[0.0, 0, 0], [0, 0, 0]], [[math.log(2), 0, 0], [0, 0, math.log(2)]]])
+    labels = torch.tensor([0, 1])
+    entropy = (2 * math.log(3) - math.log(0.5) - math.log(0.25)) / 4
+    loss, parts = objective(logits + 1, labels, 0.0)
+    assert loss.item() == pytest.approx(entropy) == parts["cross_entropy"]
+    first = torch.ones(6)
+    second = torch.tensor([math.log(2) + 1, 1, 1, 1, 1, math.log(2) + 1])
+    cosine = (first @ second / first.norm() / second.norm()).item()
+    assert parts["cosine"] == pytest.approx(cosine)
+    assert objective(logits + 1, labels, 0.4)[0].item() == pytest.approx(entropy + 0.4 * cosine)
+    alone, parts = objective(logits[1:], labels, 0.4)
+    assert alone.item() == pytest.approx((-math.log(0.5) - math.log(0.25)) / 2) and "cosine" not in parts
+
+    three = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 3, 1, 2, 2])
+    entropies = [-torch.log_softmax(three[j, i], 0)[labels[i]].item() for j in range(3) for i in range(5)]
+    cosines = [torch.cosine_similarity(three[i].flatten(), three[j].flatten(), dim=0).item()
+               for i in range(3) for j in range(i)]  # fmt: skip
+    loss, parts = objective(three, labels, 2.0)
+    assert loss.item() == pytest.approx(sum(entropies) / 15 + 2 * sum(cosines) / 3, rel=1e-5)
+    assert parts["cosine"] == pytest.approx(sum(cosines) / 3, rel=1e-4)
+
+
+def test_batches_depend_on_seed_and_step_only(images):
+    """The same bits in whatever order they are asked for; others at another step and seed; labels belong to images."""
+    config = replace(QUICK, augmentation="shift")
+    source = ImageStream(images, config)
+    later, first = source.batch(5), source.batch(0)
+    again = ImageStream(images, config)
+    assert all(map(torch.equal, again.batch(0), first)) and all(map(torch.equal, again.batch(5), later))
+    assert not torch.equal(first[0], later[0])
+    assert not torch.equal(ImageStream(images, replace(config, seed=1)).batch(0)[0], first[0])
+    drawn, labels = ImageStream(images, QUICK).batch(2)
+    distance, nearest = torch.cdist(drawn.flatten(1), images.train.images.flatten(1)).min(dim=1)
+    assert distance.max() < 1e-2 and torch.equal(images.train.labels[nearest], labels)
+
+
+# ---- a training --------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def contents(out) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in ("weights.safetensors", "config.json", "training/log.jsonl")}
+
+
+@pytest.mark.parametrize("killed_at", [2, 5, 7])
+def test_a_killed_training_ends_with_the_same_bits(images, tmp_path, monkeypatch, killed_at):
+    """Stopped before, between and after saved states, and called again: weights, card and log as if never stopped."""
+    fit(NOISY, tmp_path / "whole", images=images, quiet=True)
+
+    def dying(ghn, subject, config, drawn, labels, step):
+        if step == killed_at:
+            raise Killed
+        return train_step(ghn, subject, config, drawn, labels, step)
+
+    monkeypatch.setattr(module, "train_step", dying)
+    out = tmp_path / "killed"
+    with pytest.raises(Killed):
+        fit(NOISY, out, images=images, quiet=True)
+    assert not (out / "weights.safetensors").exists(), "no checkpoint before the end"
+    steps: list[int] = []
+
+    def noted(*given):
+        steps.append(given[-1])
+        return train_step(*given)
+
+    monkeypatch.setattr(module, "train_step", noted)
+    torch.manual_seed(killed_at)  # the global stream of another day
+    fit(NOISY, out, images=images, quiet=True)
+    assert steps == list(range(4 if killed_at > 4 else 0, 8)), "goes on from the last saved state"
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_finished_training_is_not_repeated(images, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    fit(QUICK, out, images=images, quiet=True)
+    before = contents(out)
+    monkeypatch.setattr(module, "train_step", lambda *given: pytest.fail("a step was repeated"))
+    fit(QUICK, out, images=images, quiet=True)
+    assert contents(out) == before
+
+
+def test_the_global_stream_is_untouched(images, tmp_path):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    fit(replace(NOISY, steps=2), tmp_path / "out", images=images, quiet=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture(scope="module")
+def learned(images, tmp_path_factory):
+    """Two tiny architectures, 60 steps, one held out."""
+    out = tmp_path_factory.mktemp("learned") / "ghn"
+    config = replace(
+        QUICK, architectures=("resnet-8-w4", "resnet-8-w6"), held_out=("resnet-8-w8",), steps=60, log_every=10,
+        evaluate_every=60, save_every=60, lr=1e-2,
+    )  # fmt: skip
+    return fit(config, out, images=images, quiet=True), out
+
+
+def test_the_loss_falls(learned, images):
+    """From chance to far below it in 60 steps, and networks of a trained architecture classify before training."""
+    ghn, out = learned
+    log = read_log(out / "training")
+    assert [line["step"] for line in log] == [10, 20, 30, 40, 50, 60]
+    assert log[0]["cross_entropy"] > 1.8 and log[-1]["cross_entropy"] < 0.7 * log[0]["cross_entropy"]
+    assert zero_shot(ghn, "resnet-8-w4", images, "validation")["accuracy"] > 0.4
+    fresh = zero_shot(GHN(ghn.config), "resnet-8-w4", images, "validation")
+    assert fresh["accuracy"] < 0.3 and fresh["disagreement"] == 0, "members of a deterministic GHN agree"
+
+
+def test_checkpoint_log_and_card(learned, images):
+    """The checkpoint gives the bits of the GHN that was fitted; card and log hold the held-out network's figures."""
+    ghn, out = learned
+    again, card = load(out), ghn.card
+    network = build("resnet-8-w8", shape=images.shape, classes=10)
+    states, others = ghn.sample(network, 1), again.sample(network, 1)
+    assert all(torch.equal(value, others[name]) for name, value in states.items())
+    assert again.card == json.loads(json.dumps(card)) == card
+    assert again.config.widest == 24 and again.config.classes == 10
+    assert card["kind"] == "ghn" and card["data_digest"] == images.digest
+    assert card["held_out"] == ["resnet-8-w8"] and "data_root" not in card["training"]
+    row = card["metrics"]["resnet-8-w8 (never trained on)"]
+    assert row["test accuracy before training"] == zero_shot(ghn, "resnet-8-w8", images, "test")["accuracy"]
+    assert card["variety"]["least_std_ratio"] > 0.5 and card["variety"]["greatest_std_ratio"] < 1.5
+    assert "resnet-8-w8/accuracy" in read_log(out / "training")[-1]
+    assert json.loads((out / "training" / "config.json").read_text())["steps"] == 60
+
+
+def test_disagreement_of_a_noise_ghn_by_loops(images):
+    """Accuracy and disagreement of `zero_shot` against one network at a time, statistics of the same images."""
+    ghn, name = GHN(NOISY.ghn), "resnet-8-w4"
+    found = zero_shot(ghn, name, images, "validation", members=3)
+    votes = []
+    for member in range(3):
+        network = build(name, shape=images.shape, classes=10)
+        network.load_state_dict({key: value[0] for key, value in ghn.sample(network, 1, first=member).items()})
+        with torch.no_grad():
+            for part in network.modules():
+                if isinstance(part, torch.nn.BatchNorm2d):
+                    part.momentum = 1.0
+            network.train()(images.train.images[:512])
+            votes.append(network.eval()(images.validation.images).argmax(1))
+    accuracies = [(vote == images.validation.labels).float().mean() for vote in votes]
+    assert found["accuracy"] == pytest.approx(sum(accuracies).item() / 3, abs=0.01)
+    apart = [(votes[i] != votes[j]).float().mean().item() for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found["disagreement"] == pytest.approx(sum(apart) / 3, abs=0.01) and found["disagreement"] > 0.1
+
+
+# ---- wrong use ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"held_out": ("mlp-1-w16", "vgg-3-w4")}, "mlp-1-w16.*both trained on and held out"),
+        ({"steps": 0}, "at least 1"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"cosine_weight": 0.1}, "draws of 2"),
+        ({"cosine_weight": 0.1, "draws": 2}, "anchor or a code"),
+    ],
+)
+def test_impossible_configurations(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        replace(QUICK, **changes)
+
+
+def test_nothing_to_train_on(images, tmp_path):
+    with pytest.raises(ConfigError, match="no architectures"):
+        fit(replace(QUICK, architectures=()), tmp_path / "out", images=images, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["resnet-9-w4", "renset-8-w4", "resnet"])
+def test_unknown_architectures(images, tmp_path, name):
+    with pytest.raises(PowerhouseError, match="resnet"):
+        fit(replace(QUICK, architectures=(name,)), tmp_path / "out", images=images, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_another_training(images, tmp_path):
+    """It is refused and left as it is; a data root elsewhere is no other training."""
+    out = tmp_path / "out"
+    config = replace(QUICK, steps=2, save_every=1)
+    fit(config, out, images=images, quiet=True)
+    before = contents(out)
+    with pytest.raises(ConfigError, match="another configuration"):
+        fit(replace(config, lr=1e-4), out, images=images, quiet=True)
+    assert contents(out) == before
+    fit(replace(config, data_root=tmp_path), out, images=images, quiet=True)
+
+
+def test_a_loss_that_is_not_finite(images, tmp_path, monkeypatch):
+    """Named with its step; the last good state stays, and no checkpoint is written."""
+
+    def broken(*given):
+        loss, parts = train_step(*given)
+        return (float("nan") if given[-1] == 5 else loss), parts
+
+    monkeypatch.setattr(module, "train_step", broken)
+    with pytest.raises(ConfigError, match="not finite at step 5"):
+        fit(QUICK, tmp_path / "out", images=images, quiet=True)
+    assert (tmp_path / "out" / "training" / "state.safetensors").exists()
+    assert not (tmp_path / "out" / "weights.safetensors").exists()
+
+
+def test_architectures_of_a_zoo(images, tmp_path):
+    """Without names, those of the zoo but the held-out ones."""
+    for name in ("mlp-1-w8", "mlp-1-w12", "mlp-2-w8"):
+        zoo_file.write(train(Recipe(architecture=name, epochs=1), [0], images), tmp_path / "zoo")
+    config = replace(QUICK, architectures=(), held_out=("mlp-2-w8",), steps=1)
+    ghn = fit(config, tmp_path / "out", zoo=tmp_path / "zoo", images=images, quiet=True)
+    assert ghn.card["architectures"] == ["mlp-1-w12", "mlp-1-w8"]
