@@ -208,7 +208,7 @@ def collect(
                 trained.append(outcome.task.id)
                 diverged += outcome.diverged
                 flag = f", {outcome.diverged} diverged" if outcome.diverged else ""
-                log.info("population %s stored after %.1f s%s", outcome.task, outcome.seconds, flag)
+                log.debug("population %s stored after %.1f s%s", outcome.task, outcome.seconds, flag)
     except (KeyboardInterrupt, Interrupted) as reason:
         done = len(found) + len(trained)
         raise Interrupted(

@@ -120,4 +120,7 @@ def progress(description: str, total: float | None) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )  # fmt: skip
     with RichProgress(*columns, console=Console(stderr=True)) as bar:
-        yield Progress(bar, bar.add_task(description, total=total))
+        task = bar.add_task(description, total=total)
+        yield Progress(bar, task)
+        if total is not None and abs(bar.tasks[0].completed - total) < 1e-6 * total:
+            bar.update(task, completed=total)  # a sum of fractions falls short by rounding

@@ -129,10 +129,10 @@ def show(result: ComparisonResult, *, console: Any = None) -> None:
     runs = " or ".join(map(str, sorted({len(row.arm.seeds) for row in result.rows})))
     table = Table(
         title=f"{result.facts['data']}: initialisers against {base}, {runs} runs each, mean ± std",
-        title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+        title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0,
     )  # fmt: skip
     for heading in SCREEN:
-        table.add_column(heading, overflow="fold", no_wrap=bool(heading), justify="right" if heading else "left")
+        table.add_column(heading, no_wrap=True, justify="right" if heading else "left")
     for architecture in result.architectures:
         table.add_row(Text(architecture, style="bold"))
         for row in result.of(architecture):
