@@ -79,8 +79,8 @@ def _reason_to_leave(info: ParameterInfo, classes: int) -> str | None:
         return f"the GHN does not predict {info.role.value}"
     if len(info.kernel) > SPATIAL:
         return f"kernels of {len(info.kernel)} axes are not predicted"
-    if len(info.shape) != 2 + len(info.kernel) or info.blocks > MAX_BLOCKS:
-        return f"a {info.role.value} of shape {info.shape} is more than {MAX_BLOCKS} stacked matrices"
+    if len(info.shape) != 2 + len(info.kernel):  # experts, bilinear layers
+        return f"a {info.role.value} of shape {info.shape} is a stack of matrices, which is not predicted"
     if info.output and info.transposed:
         return "output layers that are stored input-first are not predicted"
     if info.output and info.shape[0] != classes:

@@ -95,7 +95,7 @@ def test_reasons(odd):
 
 
 def test_stacked_experts_are_left_out():
-    """A free weight of eight matrices is more than the block codes can tell apart."""
+    """A free weight of eight matrices has no rows and columns that the decoder knows."""
 
     class Experts(nn.Module):
         def __init__(self) -> None:
