@@ -1,8 +1,8 @@
 """How much white noise should a generated weight hold? The anchor of the GHN, swept on the digits.
 
-A generated weight is `he_std (a eps + sqrt(1 - a^2) decoded)`. With a = 0 it is all the generator's, with a = 1 it is He.
-For every anchor and generator seed one GHN is trained; then networks of unseen depth and width are trained from it, and
-from He, at several learning rates. The learning rate of each initialiser is the one that ends best on validation images.
+A generated weight is `he_std (a eps + sqrt(1 - a^2) decoded)`: all the generator's with a = 0, He with a = 1. For every
+anchor and generator seed one GHN is trained; then networks of unseen depth and width are trained from it, and from He,
+at several learning rates, of which each initialiser gets the one that ends best on validation images.
 
     python benchmarks/anchors.py --json docs/results/anchors/figures.json [--quick] [--out runs/anchors]
 

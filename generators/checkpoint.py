@@ -95,17 +95,26 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return description
 
 
+def _bullets(facts: dict[str, Any], indent: str = "") -> list[str]:
+    """Facts as nested Markdown bullets."""
+    lines = []
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}- **{key}**:", *_bullets(value, indent + "  ")]
+        elif isinstance(value, list):
+            lines.append(f"{indent}- **{key}**: {', '.join(map(str, value)) or 'none'}")
+        else:
+            lines.append(f"{indent}- **{key}**: {value if isinstance(value, str) else json.dumps(value)}")
+    return lines
+
+
 def _card_for_people(generator: Generator) -> str:
     """The README.md of a checkpoint, made from its card and config."""
     title = generator.name
     lines = [f"# {title}", "", f"A weight generator of kind `{generator.kind_name}` for `powerhouse-init`.", ""]
     lines += ["```python", "import generators", f"report = generators.init(model, {title!r}, seed=0)", "```", ""]
     for heading, facts in (("Facts", generator.card), ("Configuration", dataclasses.asdict(generator.config))):
-        lines += [f"## {heading}", ""]
-        lines += [
-            f"- **{key}**: {value if isinstance(value, str) else json.dumps(value)}" for key, value in facts.items()
-        ]
-        lines += [""]
+        lines += [f"## {heading}", "", *_bullets(facts), ""]
     return "\n".join(lines)
 
 

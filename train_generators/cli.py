@@ -61,6 +61,11 @@ COMMANDS = {
         "report what each initialiser is worth against a baseline, over the populations of a zoo",
         "--zoo runs/zoo --out runs/comparison --baseline he",
     ),
+    "publish": Command(
+        "train_generators.publish:main",
+        "copy a checkpoint into checkpoints/ under a published name and list it in the index",
+        "--checkpoint runs/demo/checkpoints/ghn --name ghn-digits",
+    ),
     "demo": Command(
         "train_generators.demo:main",
         "the main job end to end on the embedded digits: zoo, three generators, comparison",

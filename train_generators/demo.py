@@ -133,7 +133,8 @@ def demo(config: DemoConfig) -> Path:
     Raises:
         Interrupted: asked to stop; the same call goes on from there.
     """
-    out, times = config.out, {}
+    out = config.out
+    times: dict[str, float] = {}
     with durable(out / "config.json") as temporary:
         temporary.write_text(json.dumps(asdict(config), indent=1, sort_keys=True, default=str))
     checkpoints = {name: out / "checkpoints" / name for name in ("conv-vae", "ghn", "noise-ghn")}
@@ -141,8 +142,10 @@ def demo(config: DemoConfig) -> Path:
         recipes = sweep(config.zoo_recipe, architecture=config.zoo)
         _collect(plan(recipes, runs=config.zoo_runs), out / "zoo", "training the zoo", config.workers)
     with _timed(times, "fitting the generators"):
-        known = {"architectures": config.ghn_architectures, "held_out": config.unseen}
-        plain, noise = replace(config.ghn, **known), replace(config.noise_ghn, **known)
+        plain, noise = (
+            replace(each, architectures=config.ghn_architectures, held_out=config.unseen)
+            for each in (config.ghn, config.noise_ghn)
+        )
         fit_side_by_side(
             [
                 Fit("noise-ghn", ghn.fit, (noise, checkpoints["noise-ghn"]), noise.steps),

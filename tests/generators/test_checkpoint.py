@@ -114,7 +114,7 @@ def test_card_is_readable(folder: Path) -> None:
     text = (folder / CARD).read_text()
     assert text.startswith("# toy-digits\n")
     assert "**data**: digits" in text
-    assert '**metrics**: {"accuracy": 0.7}' in text
+    assert "- **metrics**:\n  - **accuracy**: 0.7" in text
 
 
 def test_files_have_the_permissions_of_the_umask(folder: Path) -> None:
