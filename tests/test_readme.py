@@ -1,0 +1,48 @@
+"""README snippets run as they stand, and the commands it names exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_a_snippet_runs(snippet: str) -> None:
+    exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_the_table_holds_the_figures_of_the_recorded_run() -> None:
+    """Every number of the table against docs/results/demo/results.json, which `make demo` wrote."""
+    figures = json.loads((ROOT / "docs/results/demo/results.json").read_text())["figures"]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if "-w12 |" in line]
+    assert len(rows) == 15
+    for architecture, start, *cells in rows:
+
+        def percent(key: str, row: str = f"{architecture}/{start}") -> str:
+            return f"{100 * figures[f'{row}/{key}']:.1f}"
+
+        steps = [percent(f"step_{step}/accuracy_mean") for step in (0, 10, 100)]
+        assert cells[:4] == [*steps, f"{percent('accuracy_end_mean')} ± {percent('accuracy_end_std')}"]
+        bounds = [
+            f"{100 * figures.get(f'{architecture}/{start}/step_240/difference_{key}', 0):+.1f}"
+            for key in ("mean", "low", "high")
+        ]
+        assert cells[4] == ("" if start == "he" else f"{bounds[0]} [{bounds[1]}, {bounds[2]}]")
+
+
+def test_there_is_a_snippet_and_every_named_file_and_target_exists() -> None:
+    assert SNIPPETS
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", TEXT):
+        assert (ROOT / target).exists(), target
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^make (\w+)", TEXT, flags=re.MULTILINE))
+    assert {"demo", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
