@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from collect import zoo_file
 from collect.architectures import Architecture, build
+from collect.conditions import select
+from collect.flat import Flat, matching
 from collect.population import TensorSpec
 from collect.recipe import Recipe, from_json
 from collect.zoo_file import Header
@@ -226,22 +228,16 @@ class Zoo:
         """The runs for which every condition holds, as a view on the same files.
 
         Args:
-            conditions: column = value, or column = a list, tuple or set of values of which one must be met, such as
-                `where(architecture=["resnet-8-w8", "vgg-4-w8"], status="ok", split="train")`.
+            conditions: column = value; column = a list, tuple, set or range of values of which one must be met; or a
+                comparison by suffix (`collect.conditions.COMPARISONS`), such as
+                `where(status="ok", lr__le=0.1, validation_accuracy__gt=0.9, architecture__startswith="resnet")`.
 
         Raises:
-            UnknownNameError: no such column.
+            UnknownNameError: no such column or no such comparison.
+            ConfigError: a value that cannot be compared with the column's.
         """
-        wanted = {
-            name: set(value) if isinstance(value, list | tuple | set | frozenset) else {value}
-            for name, value in conditions.items()
-        }
-        known = {name for run in self.runs for name in run}
-        for name in wanted:
-            if self.runs and name not in known:
-                raise unknown_name("column", name, known)
         view = copy.copy(self)
-        view.runs = [run for run in self.runs if all(run.get(name) in values for name, values in wanted.items())]
+        view.runs = select(self.runs, conditions)
         return view
 
     def column(self, name: str) -> np.ndarray:
@@ -277,6 +273,28 @@ class Zoo:
         module.load_state_dict(self.state_dict(index, checkpoint=checkpoint))
         return module.eval()
 
+    def flat(self, *, role: str | None = None, kernel: tuple[int, ...] | None = None, checkpoint: int = -1) -> Flat:
+        """The runs as rows of numbers, a data set for `torch.utils.data.DataLoader`; row i belongs to `runs[i]`.
+
+        All runs must agree in the chosen tensors (name, shape and place), so that a column means one weight. Where they
+        do not, narrow the view with `where(architecture=...)`, or go tensor by tensor with `tensors`.
+
+        Args:
+            role, kernel: only these tensors, as in `tensors`; all weights if neither is given.
+            checkpoint: index of the checkpoint.
+
+        Raises:
+            UnknownNameError: no such role.
+            ConfigError: no runs, no such tensors or checkpoint, or runs of several layouts.
+        """
+        return Flat(self.populations, role=role, kernel=kernel, checkpoint=checkpoint)
+
+    def matrix(
+        self, *, role: str | None = None, kernel: tuple[int, ...] | None = None, checkpoint: int = -1
+    ) -> np.ndarray:
+        """The chosen weights of all runs in RAM, float32 [runs, columns]: `flat(...).matrix()`, and raises the same."""
+        return self.flat(role=role, kernel=kernel, checkpoint=checkpoint).matrix()
+
     def tensors(
         self, *, role: str | None = None, kernel: tuple[int, ...] | None = None, checkpoint: int = -1
     ) -> Iterator[tuple[str, str, TensorSpec, float, np.ndarray]]:
@@ -290,13 +308,13 @@ class Zoo:
         Yields:
             run id; architecture; spec (name, role, shape, ...); depth of the owning module from 0 (input) to 1
             (output), as in the inventory; the values, float32 of the spec's shape, as a view on the memory map.
+
+        Raises:
+            UnknownNameError: no such role.
         """
         for population in self.populations:
-            chosen = [
-                (spec, depth)
-                for spec, depth in zip(population.layout, _depths(population.layout), strict=True)
-                if role in (None, spec.role) and (kernel is None or tuple(spec.shape[2:]) == tuple(kernel))
-            ]
+            depths = dict(zip(population.layout, _depths(population.layout), strict=True))
+            chosen = [(spec, depths[spec]) for spec in matching(population.layout, role=role, kernel=kernel)]
             if not chosen:
                 continue
             runs, architecture = population.header.runs, population.recipe.architecture
