@@ -1,4 +1,4 @@
-"""`python -m collect run | status | verify`."""
+"""`python -m collect run | status | verify | pack`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from collect import packed
 from collect.durable import durable
 from collect.plan import TOGETHER, Task, plan, saved, sweep
 from collect.provenance import provenance
@@ -179,7 +180,21 @@ def verify(folder: tyro.conf.Positional[Path]) -> None:
         raise ZooError(f"{len(bad)} of {len(bad) + len(headers)} files in {folder} are not usable: {names}")
 
 
+def pack(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> None:
+    """Copy every whole population of a zoo into one HDF5 file, to publish; `Zoo(OUT.h5)` reads it where it lies.
+
+    Args:
+        folder: the zoo.
+        out: the file to make.
+    """
+    headers, bad = scan(folder, verify=True)
+    path = packed.write(headers, out)
+    networks = sum(len(header.runs) for header in headers)
+    title = f"{path}: {networks} networks in {len(headers)} populations, {path.stat().st_size / 1e6:.1f} MB, digest "
+    _show(f"{title}{packed.zoo_digest(headers)}", Table(), bad)
+
+
 def main() -> None:
     """Parse the command line and run the command."""
-    commands: dict[str, Callable[..., None]] = {"run": run, "status": status, "verify": verify}
+    commands: dict[str, Callable[..., None]] = {"run": run, "status": status, "verify": verify, "pack": pack}
     tyro.extras.subcommand_cli_from_dict(commands, prog="python -m collect", description=DESCRIPTION)

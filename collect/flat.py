@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from collect.packed import group_of
 from collect.population import TensorSpec
 from collect.zoo_file import Block
 from generators.errors import ConfigError, unknown_name
@@ -199,8 +200,7 @@ class Flat(Dataset):
         """The rows of one population by plain HDF5, whole file at once."""
         path, block, population = self._files[file]
         with h5py.File(path, "r", locking=False) as opened:
-            group = opened[f"populations/{population}"] if "populations" in opened else opened
-            weights = group["weights"][:, self._checkpoint % block.shape[1]]
+            weights = group_of(opened, population)["weights"][:, self._checkpoint % block.shape[1]]
         return np.concatenate([weights[self._row[members], begin:end] for begin, end in self._spans], axis=1)
 
 

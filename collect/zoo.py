@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from collect import zoo_file
+from collect import packed, zoo_file
 from collect.architectures import Architecture, build
 from collect.conditions import select
 from collect.flat import Flat, matching
@@ -51,11 +51,13 @@ def split_of(run: str) -> str:
 
 
 def scan(folder: str | Path, *, verify: bool = False) -> tuple[list[Header], dict[Path, ZooError]]:
-    """The usable population files of a folder, and the others, each with its fault; sorted by name.
+    """The usable populations of a folder or of a packed zoo, and the others, each with its fault; sorted by name.
 
     Raises:
-        ZooError: there is no such folder.
+        ZooError: there is no such folder, or a file that is no packed zoo.
     """
+    if Path(folder).is_file():
+        return packed.read(folder, verify=verify)
     if not Path(folder).is_dir():
         raise ZooError(f"there is no zoo at {folder}; make one with `python -m collect run --out {folder} ...`")
     read = zoo_file.verify if verify else zoo_file.read_header
@@ -179,19 +181,20 @@ class PopulationView:
 
 
 class Zoo:
-    """A folder of population files, or a view on some of its runs (`where`).
+    """A folder of population files, one packed file of them, or a view on some of its runs (`where`).
 
     Args:
-        folder: the zoo.
+        folder: the zoo: a folder, or a file that `python -m collect pack` made.
         verify: compare every byte with its digest (the deep check) instead of opening and checking shapes only.
 
     Attributes:
         runs: one dict per run: id, population, row, seed, status, split, every field of the recipe (architecture, init,
             lr, ...), and the last value of every metric under the metric's name (test_accuracy, ...).
         bad: file -> why it cannot be used. Bad files are neither used nor deleted.
+        repeated: how many runs were found a second time, in another population; each run counts once.
 
     Raises:
-        ZooError: no such folder, or no usable population file in it.
+        ZooError: no such folder or packed file, or no usable population in it.
     """
 
     def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
@@ -202,9 +205,11 @@ class Zoo:
             log.warning("not used: %s", error)
         self._headers = {header.id: header for header in headers}
         seen: dict[str, str] = {}
+        self.repeated = 0
         for header in headers:
             for row, run in enumerate(header.runs):
                 if run["id"] in seen:  # collected twice, in stacks of different sizes
+                    self.repeated += 1
                     log.info("run %s of %s is in %s already and counts once", run["id"], header.id, seen[run["id"]])
                     continue
                 seen[run["id"]] = header.id

@@ -45,6 +45,8 @@ AXES = {
     "buffers": ("run", "checkpoint", "entry"),
     "metrics": ("run", "evaluation", "metric"),
 }
+# What h5py raises for files that are not as they should be.
+FAULTS = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError)
 
 
 class NewerSchemaError(ZooError):
@@ -293,7 +295,13 @@ def _check_shapes(header: Header) -> None:
         raise ValueError(f"metrics has shape {header.metrics.shape}, its axes say {expected}")
 
 
-def _read(file: h5py.File, path: Path) -> Header:
+def read_group(file: h5py.Group, path: Path) -> Header:
+    """What lies in `file`, or in one group of the packed zoo `path`, checked without a look at the weights.
+
+    Raises:
+        ZooError: foreign, incomplete or of a future schema.
+        Exception: one of `FAULTS`; damaged, or its parts do not fit together.
+    """
     attributes = {name: plain(value) for name, value in file.attrs.items()}
     if attributes.get("format") != FORMAT:
         raise _unusable(path, "is an HDF5 file, but not one of a zoo")
@@ -307,7 +315,7 @@ def _read(file: h5py.File, path: Path) -> Header:
     for name in ("population", "recipe", "data_digest", "digest", "row_digests", "seconds", "form"):
         attributes[name]  # a damaged file may lack it: KeyError
     axes = {name: file[name][()] for name in ("evaluation_epochs", "evaluation_steps", "checkpoint_epochs")}
-    return Header(
+    header = Header(
         path=path,
         attributes=attributes,
         architecture_json=plain(file["architecture"][()]),
@@ -320,6 +328,10 @@ def _read(file: h5py.File, path: Path) -> Header:
         buffers=_block(file["buffers"]),
         **axes,
     )
+    _check_shapes(header)
+    if len(attributes["row_digests"]) != len(header.runs):
+        raise ValueError("it lacks digests of some runs")
+    return header
 
 
 def read_header(path: str | Path) -> Header:
@@ -334,15 +346,22 @@ def read_header(path: str | Path) -> Header:
         raise ZooError(f"{path} does not exist; `python -m collect status FOLDER` lists what a zoo holds")
     try:
         with h5py.File(path, "r", locking=False) as file:  # finished files never change
-            header = _read(file, path)
-        _check_shapes(header)
+            header = read_group(file, path)
         if header.path != path_of(path.parent, header.id):
             raise ValueError(f"its content says it is {path_of('', header.id)}")
-        if len(header.attributes["row_digests"]) != len(header.runs):
-            raise ValueError("it lacks digests of some runs")
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:  # h5py raises them all
+    except FAULTS as error:
         raise _unusable(path, f"is truncated, damaged or not an HDF5 file ({error})") from error
     return header
+
+
+def damage(header: Header) -> str:
+    """What does not match its digest, computed anew from what is on the disk; "" if all is well."""
+    arrays = header.weights.map(header.path), header.buffers.map(header.path), header.metrics
+    rows = header.attributes["row_digests"]
+    for expected, *parts in zip(rows, header.runs, *arrays, strict=True):
+        if _row_digest(*parts) != expected:
+            return f"run {parts[0]['id']} does not match its digest"
+    return "" if _whole_digest(header, rows) == header.digest else "its tables do not match its digest"
 
 
 def verify(path: str | Path) -> Header:
@@ -352,11 +371,6 @@ def verify(path: str | Path) -> Header:
         ZooError: as `read_header`; or a digest does not match, and the message names the first run that is damaged.
     """
     header = read_header(path)
-    arrays = header.weights.map(header.path), header.buffers.map(header.path), header.metrics
-    rows = header.attributes["row_digests"]
-    for expected, *parts in zip(rows, header.runs, *arrays, strict=True):
-        if _row_digest(*parts) != expected:
-            raise _unusable(header.path, f"is damaged: run {parts[0]['id']} does not match its digest")
-    if _whole_digest(header, rows) != header.digest:
-        raise _unusable(header.path, "is damaged: its tables do not match its digest")
+    if fault := damage(header):
+        raise _unusable(header.path, f"is damaged: {fault}")
     return header

@@ -141,3 +141,16 @@ def test_as_a_module_with_a_worker_process(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     assert "3 networks" in found.stdout and "3/3" in found.stderr
     assert len(Zoo(tmp_path / "zoo", verify=True)) == 3
+
+
+def test_a_packed_zoo_passes_for_a_zoo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder, out = tmp_path / "zoo", tmp_path / "out" / "zoo.h5"
+    assert call(monkeypatch, *COLLECT, "--out", folder) == 0
+    assert call(monkeypatch, "pack", folder, out) == 0
+    for command in ("status", "verify"):
+        assert call(monkeypatch, command, out) == 0
+    shown = capsys.readouterr().out
+    assert "3 networks in 2 populations" in shown and "2 files whole" in shown
+    assert Zoo(out).runs == Zoo(folder).runs
