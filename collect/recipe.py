@@ -153,7 +153,7 @@ def _hash(value: Any) -> str:
 
 def run_id(recipe: Recipe, data_digest: str, seed: int) -> str:
     """16 hex digits for one run. Digests stand for data and checkpoints, so it does not matter where they lie."""
-    choices = asdict(recipe) | {"data": data_digest, "lr": float(recipe.lr)}
+    choices = vars(recipe) | {"data": data_digest, "lr": float(recipe.lr)}
     choices["init"] = choices.pop("init_digest") or recipe.init
     return _hash([ENGINE_VERSION, choices, int(seed)])
 
