@@ -6,7 +6,8 @@ per node and concatenated, as in arXiv 2310.16695) are decoded to a matrix of un
     W = he_std * gain * (anchor * eps + sqrt(1 - anchor^2) * decoded),      eps ~ N(0, 1) of the member
 
 so its scale is known, its rank is full and its members differ by construction for any `anchor > 0`. With `anchor = 0`
-and no code it is the deterministic GHN.
+and no code it is the deterministic GHN: its members are equal in all that it decodes. What it leaves to the He fallback
+(embeddings, recurrent weights, a classifier of another class count) is drawn per member all the same.
 """
 
 from __future__ import annotations
