@@ -1,4 +1,4 @@
-"""`python -m collect run | status | verify | pack`."""
+"""`python -m collect run | status | verify | pack | card`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 from collect import packed
+from collect.card import place_of
+from collect.card import write as write_card
 from collect.durable import durable
 from collect.plan import TOGETHER, Task, plan, saved, sweep
 from collect.provenance import provenance
 from collect.recipe import Recipe
 from collect.runner import collect
-from collect.zoo import scan
+from collect.standing import Standing, standings
+from collect.zoo import Zoo, scan
 from collect.zoo_file import Header
 from generators.commandline import progress
 from generators.errors import ZooError
@@ -130,6 +133,19 @@ def _show(title: str, table: Table, bad: dict[Path, ZooError]) -> None:
         console.print(Text(f"not usable: {error}", style="red"))
 
 
+def _in_words(standing: Standing) -> str:
+    """One line on where a plan stands."""
+    states = ", ".join(f"{getattr(standing, name)} {name}" for name in ("done", "running", "failed", "open"))
+    words = [f"{standing.plan}: {standing.networks} networks: {states}"]
+    if standing.per_minute is not None:
+        rate = f"{standing.per_minute:,.0f}" if standing.per_minute >= 100 else f"{standing.per_minute:.3g}"
+        words.append(f"{rate} networks per minute and process")
+    if standing.done < standing.networks and standing.minutes_left is not None:
+        processes = f"the {standing.processes} at work" if standing.processes > 1 else "one process"
+        words.append(f"{standing.minutes_left:.3g} minutes left with {processes}")
+    return "; ".join(words)
+
+
 def status(folder: tyro.conf.Positional[Path]) -> None:
     """Show what a zoo holds and what its plans still miss.
 
@@ -162,6 +178,9 @@ def status(folder: tyro.conf.Positional[Path]) -> None:
         table.add_row(*map(str, key), f"{networks}{wanted}", str(diverged), spread)
     networks = sum(len(header.runs) for header in headers)
     _show(f"{folder}: {networks} networks, {minutes:.1f} minutes of training", table, bad)
+    console = Console(soft_wrap=True)
+    for each in standings(folder, headers, bad):
+        console.print(Text(_in_words(each)))
 
 
 def verify(folder: tyro.conf.Positional[Path]) -> None:
@@ -194,7 +213,21 @@ def pack(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) ->
     _show(f"{title}{packed.zoo_digest(headers)}", Table(), bad)
 
 
+def card(folder: tyro.conf.Positional[Path], *, out: Path | None = None, licence: str | None = None) -> None:
+    """Write the data card of a zoo: counts, factors, accuracies with a picture, failures, duplicates, how to cite.
+
+    Args:
+        folder: the zoo, a folder or a packed file.
+        out: the card, a Markdown file; card.md in the zoo's folder, or beside a packed file, if not given.
+        licence: of the networks, such as CC-BY-4.0.
+    """
+    path = write_card(Zoo(folder), out or place_of(folder), licence=licence)
+    _show(f"{path} and {path.with_suffix('.png').name} are written", Table(), {})
+
+
 def main() -> None:
     """Parse the command line and run the command."""
-    commands: dict[str, Callable[..., None]] = {"run": run, "status": status, "verify": verify, "pack": pack}
+    commands: dict[str, Callable[..., None]] = {
+        "run": run, "status": status, "verify": verify, "pack": pack, "card": card
+    }  # fmt: skip
     tyro.extras.subcommand_cli_from_dict(commands, prog="python -m collect", description=DESCRIPTION)

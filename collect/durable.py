@@ -17,7 +17,7 @@ from pathlib import Path
 from generators.errors import ZooError
 
 STALE_SECONDS = 24 * 3600  # temporary files of other machines are swept when they are older than this
-_TEMPORARY = re.compile(r"^\..+@(?P<host>[^@]+)@(?P<pid>\d+)\.tmp$")
+_TEMPORARY = re.compile(r"^\.(?P<name>.+)@(?P<host>[^@]+)@(?P<pid>\d+)\.tmp$")
 
 
 def _fsync(path: Path) -> None:
@@ -26,6 +26,10 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}@{socket.gethostname()}@{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager
@@ -37,7 +41,7 @@ def durable(path: Path) -> Iterator[Path]:
     Raises:
         ZooError: the disk is full, the folder cannot be written, ...
     """
-    temporary = path.with_name(f".{path.name}@{socket.gethostname()}@{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -55,6 +59,34 @@ def durable(path: Path) -> Iterator[Path]:
         ) from error
 
 
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Show others that this process works on what will be `path`, by an empty temporary file that `durable` will fill.
+
+    It locks nothing: two processes may claim one path, and either finishes. A folder that cannot be written is for
+    `durable` to report.
+    """
+    temporary = _temporary(path)
+    with contextlib.suppress(OSError):
+        temporary.touch()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def claimed(folder: Path) -> set[str]:
+    """Names of the files in `folder` that somebody is working on; those of dead processes and old ones do not count."""
+    found = set()
+    for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+        match = _TEMPORARY.match(path.name)
+        with contextlib.suppress(FileNotFoundError):  # just finished
+            if match is not None and not _is_stale(path, match):
+                found.add(match["name"])
+    return found
+
+
 def _is_running(pid: int) -> bool:
     """Whether process `pid` of this machine can still write; one that is dead but not yet reaped cannot."""
     try:
@@ -66,6 +98,16 @@ def _is_running(pid: int) -> bool:
     with contextlib.suppress(OSError):  # only where there is a /proc
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
+
+
+def _is_stale(path: Path, match: re.Match[str]) -> bool:
+    """Whether the writer of a temporary file is gone, as far as can be known.
+
+    Raises:
+        FileNotFoundError: the writer was faster.
+    """
+    dead = match["host"] == socket.gethostname() and not _is_running(int(match["pid"]))
+    return dead or time.time() - path.stat().st_mtime > STALE_SECONDS
 
 
 def sweep(folder: Path) -> list[Path]:
@@ -80,8 +122,7 @@ def sweep(folder: Path) -> list[Path]:
         if match is None:
             continue
         with contextlib.suppress(FileNotFoundError):  # its writer was faster
-            dead = match["host"] == socket.gethostname() and not _is_running(int(match["pid"]))
-            if dead or time.time() - path.stat().st_mtime > STALE_SECONDS:
+            if _is_stale(path, match):
                 path.unlink()
                 swept.append(path)
     return swept

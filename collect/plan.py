@@ -161,20 +161,30 @@ def save(tasks: Sequence[Task], folder: Path) -> Path:
     return path
 
 
+def saved_plans(folder: Path) -> dict[str, list[Task]]:
+    """Every plan that was saved in the zoo: name of its file -> its tasks; none where the zoo is one packed file.
+
+    Raises:
+        ZooError: a plan file is damaged.
+    """
+    plans: dict[str, list[Task]] = {}
+    for path in sorted(folder.glob("plan-*.json")) if folder.is_dir() else ():
+        try:
+            plans[path.name] = [
+                Task(**row | {"recipe": Recipe(**row["recipe"]), "seeds": tuple(row["seeds"])})
+                for row in json.loads(path.read_text())["tasks"]
+            ]
+        except (OSError, ValueError, LookupError, TypeError, PowerhouseError) as error:
+            raise ZooError(
+                f"{path} is no plan of this version ({error}); networks do not depend on it: delete it"
+            ) from error
+    return plans
+
+
 def saved(folder: Path) -> list[Task]:
     """Every task of every plan that was saved in the zoo, each once, in the order of the plans' file names.
 
     Raises:
         ZooError: a plan file is damaged.
     """
-    tasks: dict[str, Task] = {}
-    for path in sorted(folder.glob("plan-*.json")):
-        try:
-            for row in json.loads(path.read_text())["tasks"]:
-                task = Task(**row | {"recipe": Recipe(**row["recipe"]), "seeds": tuple(row["seeds"])})
-                tasks[task.id] = task
-        except (OSError, ValueError, LookupError, TypeError, PowerhouseError) as error:
-            raise ZooError(
-                f"{path} is no plan of this version ({error}); networks do not depend on it: delete it"
-            ) from error
-    return list(tasks.values())
+    return list({task.id: task for tasks in saved_plans(folder).values() for task in tasks}.values())

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from collect import data, zoo_file
-from collect.durable import sweep
+from collect.durable import claim, sweep
 from collect.plan import Task, init_digest, save
 from collect.population import train
 from collect.workers import Tick, in_processes, usable_cores
@@ -111,8 +111,9 @@ def perform(task: Task, folder: Path, root: Path | None, tick: Tick) -> _Outcome
         def on_epoch(epoch: float) -> None:
             tick(task.id, min(epoch / task.recipe.epochs, 1.0))
 
-        population = train(task.recipe, task.seeds, images, on_epoch=on_epoch)
-        zoo_file.write(population, folder)
+        with claim(zoo_file.path_of(folder, task.id)):
+            population = train(task.recipe, task.seeds, images, on_epoch=on_epoch)
+            zoo_file.write(population, folder)
     except Interrupted:
         raise
     except PowerhouseError as error:

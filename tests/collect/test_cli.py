@@ -92,11 +92,18 @@ def test_status_shows_what_is_missing_and_what_is_damaged(
     first.unlink()  # the one with a single network
     capsys.readouterr()
     assert call(monkeypatch, "status", tmp_path) == 0
-    assert "2 of 3" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2 of 3" in shown and "3 networks: 2 done, 0 running, 0 failed, 1 open" in shown
+    assert "networks per minute" in shown and "minutes left with one process" in shown
     second.write_bytes(second.read_bytes()[:-1])
     assert call(monkeypatch, "status", tmp_path) == 0
     shown = capsys.readouterr().out
-    assert "0 of 3" in shown and "not usable" in shown and second.name in shown
+    assert (
+        "0 of 3" in shown
+        and "0 done, 0 running, 2 failed, 1 open" in shown
+        and "not usable" in shown
+        and second.name in shown
+    )
 
 
 def test_verify_names_the_damaged_file_and_fails(
@@ -154,3 +161,5 @@ def test_a_packed_zoo_passes_for_a_zoo(
     shown = capsys.readouterr().out
     assert "3 networks in 2 populations" in shown and "2 files whole" in shown
     assert Zoo(out).runs == Zoo(folder).runs
+    assert call(monkeypatch, "card", out, "--licence", "CC0-1.0") == 0
+    assert "CC0-1.0" in out.with_suffix(".card.md").read_text()
