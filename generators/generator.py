@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from generators.errors import ConfigError, unknown_name
-from generators.initialiser import Kind, Proposal, Request, _check_model, _tensors, take_inventory, writable
+from generators.initialiser import (
+    Kind,
+    Proposal,
+    Request,
+    _check_model,
+    _tensors,
+    check_spread,
+    take_inventory,
+    writable,
+)
 
 GENERATOR_KINDS: dict[str, str] = {
     "conv-vae": "generators.local.conv_vae:ConvVAE",
@@ -69,6 +78,11 @@ class Generator(nn.Module, ABC):
         Returns:
             Every tensor of the model's state dict, stacked: `[n, ...]`. Tensors that are kept, such as frozen ones, are
             views of the model's own, expanded.
+
+        Raises:
+            ModelError: the model has nothing to fill or cannot be filled.
+            ProposalError: a value does not fit the model or is not finite.
+            CollapseError: a generated weight has lost its spread.
         """
         if n < 1:
             raise ConfigError(f"n must be at least 1, got {n}")
@@ -79,6 +93,8 @@ class Generator(nn.Module, ABC):
             writable(proposal, self, model, found, frozen=False)
             for proposal in self.propose_members(model, request, range(first, first + n))
         ]
+        for proposal in proposals:
+            check_spread(proposal, found, self.name)
         tied = {info.name: info.tied_to for info in found if info.tied_to}
         states = {}
         for key, own in _tensors(model).items():

@@ -258,6 +258,23 @@ def _statistics(values: dict[str, Tensor], generated: Iterable[str], found: Inve
     return statistics
 
 
+def _check_spread(statistics: dict[str, dict[str, float]], name: str) -> None:
+    """Raise `CollapseError` if a generated matrix is a constant for all purposes."""
+    collapsed = [key for key, row in statistics.items() if row["std_ratio"] < COLLAPSED_STD_RATIO]
+    if collapsed:
+        row = statistics[collapsed[0]]
+        raise CollapseError(
+            f"{name}: the generated {collapsed[0]} (and {len(collapsed) - 1} more) has lost its spread "
+            f"(std {row['std']:.2e} against {row['target_std']:.2e} for He); "
+            "nothing was written; refit the generator or use another one"
+        )
+
+
+def check_spread(proposal: Proposal, found: Inventory, name: str) -> None:
+    """Raise `CollapseError` if what a learned initialiser generated has lost its spread."""
+    _check_spread(_statistics(proposal.values, proposal.sources, found), name)
+
+
 def _merge(first: Proposal, second: Proposal, step: str) -> Proposal:
     """The account of `second` applied after `first`: a refined tensor keeps the name of who made it."""
     merged = Proposal({**first.values, **second.values}, dict(first.sources), dict(first.fallbacks))
@@ -376,13 +393,8 @@ def init(
             working = copy.deepcopy(model) if working is model else working
             _write(working, proposal.values)
     statistics = _statistics(merged.values, merged.sources, found)
-    collapsed = [key for key, row in statistics.items() if row["std_ratio"] < COLLAPSED_STD_RATIO]
-    if collapsed and chain[0].kind in (Kind.LOCAL, Kind.GLOBAL):
-        raise CollapseError(
-            f"{name}: the generated {collapsed[0]} (and {len(collapsed) - 1} more) has lost its spread "
-            f"(std {statistics[collapsed[0]]['std']:.2e} against {statistics[collapsed[0]]['target_std']:.2e} for He); "
-            "nothing was written; refit the generator or use another one"
-        )
+    if chain[0].kind in (Kind.LOCAL, Kind.GLOBAL):
+        _check_spread(statistics, name)
     kept = {key: merged.kept.get(key, f"not touched by {name}") for key in _tensors(model) if key not in merged.values}
     report = InitReport(
         name, seed, member, merged.sources, merged.fallbacks, kept, statistics, tuple(dict.fromkeys(merged.notes))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from generators.errors import ConfigError, ProposalError, UnknownNameError
+from generators.errors import CollapseError, ConfigError, ProposalError, UnknownNameError
 from generators.generator import GENERATOR_KINDS, Generator, generator_class
 from generators.initialiser import Initialiser, Kind, Proposal, Request, init
 from generators.pointwise import HE
@@ -18,6 +18,7 @@ from generators.pointwise import HE
 @dataclass(frozen=True)
 class NoConfig:
     broken: bool = False
+    constant: bool = False
 
 
 class Noise(Generator):
@@ -34,6 +35,8 @@ class Noise(Generator):
         proposal = HE.propose(model, request)
         if self.config.broken:
             next(iter(proposal.values.values())).fill_(float("nan"))
+        if self.config.constant:
+            proposal.values["0.weight"].fill_(0.5)
         return proposal
 
 
@@ -87,3 +90,10 @@ def test_every_kind_has_a_class(kind: str) -> None:
     found = generator_class(kind)
     assert issubclass(found, Generator)
     assert found.Config.__dataclass_params__.frozen
+
+
+def test_a_collapsed_generator_is_not_sampled() -> None:
+    """As `init` has it: weights without spread are an error, not a stack."""
+    for use in (lambda generator: generator.sample(_model(), 2), lambda generator: init(_model(), generator)):
+        with pytest.raises(CollapseError, match="0.weight"):
+            use(Noise(NoConfig(constant=True)))
