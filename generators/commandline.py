@@ -83,6 +83,12 @@ def run(main: Callable[[], object]) -> int:
             import sys
 
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is None:
+            raise
+        reason = error.strerror or type(error).__name__
+        say(f"error: {error.filename}: {reason}; make room there, or name a place that can be used", "bold red")
+        return EXIT_WRONG_INPUT
     return EXIT_DONE
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,19 @@ def test_terminate_signal_is_an_interruption() -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert run(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 3
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error of the system about a named file names it; one about no file keeps its traceback."""
+    assert run(lambda: (tmp_path / "nowhere" / "file").write_text("")) == 2
+    printed, said = capsys.readouterr()
+    assert (
+        printed == ""
+        and said.startswith(f"error: {tmp_path / 'nowhere' / 'file'}: No such file")
+        and said.count("\n") == 1
+    )
+    with pytest.raises(OSError, match="no file"):
+        run(lambda: _raises(OSError("no file")))
 
 
 def test_our_own_faults_keep_their_traceback() -> None:
