@@ -107,6 +107,8 @@ class GHNTrainingConfig:
             raise ConfigError("steps, draws and intervals must be at least 1, batch_size at least 2 (batch norm)")
         if self.cosine_weight and (self.draws < 2 or not (self.ghn.anchor or self.ghn.code)):
             raise ConfigError("cosine_weight needs draws of 2 or more, and an anchor or a code so that they differ")
+        for name in (*self.architectures, *self.held_out):
+            parse(name)  # a wrong name is found now, not at the first evaluation
 
 
 NOISE = GHNTrainingConfig(
@@ -272,6 +274,13 @@ def fit(
     config = dataclasses.replace(config, architectures=_training_architectures(config, opened))
     if images is None:
         images = load(config.data, root=config.data_root)
+    for name in config.held_out:  # one that does not fit the images is found now, not at the first evaluation
+        choose(name, shape=images.shape, classes=len(images.classes))
+    if opened is not None and (others := {str(run["data"]) for run in opened.runs} - {images.name, config.data}):
+        log.warning(
+            "the networks of the zoo were trained on %s, the image loss is that of %s: is --data right?",
+            ", ".join(sorted(others)), images.name,
+        )  # fmt: skip
     shape = dataclasses.replace(config.ghn, classes=len(images.classes), seed=config.seed)
     ghn = GHN(shape, name=config.name)
     subjects = [Subject(name, ghn, images, draws=config.draws) for name in config.architectures]
@@ -303,7 +312,10 @@ def fit(
             loss, parts = train_step(ghn, subjects[int(choice)], config, drawn, labels, step)
             nn.utils.clip_grad_norm_(ghn.parameters(), config.clip_norm)
             if not math.isfinite(loss):
-                raise ConfigError(f"{config.name}: the loss is not finite at step {step}; lower --lr (now {config.lr})")
+                raise ConfigError(
+                    f"{config.name}: the loss is not finite at step {step}; lower --lr (now {config.lr}) and give "
+                    "another --out, since this one holds the state of this training"
+                )
             optimiser.step()
             recent.append(parts.pop("cross_entropy"))
             advance(1)

@@ -273,9 +273,11 @@ def test_nothing_to_train_on(images, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet-9-w4", "renset-8-w4", "resnet"])
-def test_unknown_architectures(images, tmp_path, name):
+@pytest.mark.parametrize("where", ["architectures", "held_out"])
+def test_unknown_architectures(images, tmp_path, name, where):
+    """Found before the first step, held-out ones too, which are not used before the first evaluation."""
     with pytest.raises(PowerhouseError, match="resnet"):
-        fit(replace(QUICK, architectures=(name,)), tmp_path / "out", images=images, quiet=True)
+        fit(replace(QUICK, **{where: (name,)}), tmp_path / "out", images=images, quiet=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -312,3 +314,19 @@ def test_architectures_of_a_zoo(images, tmp_path):
     config = replace(QUICK, architectures=(), held_out=("mlp-2-w8",), steps=1)
     ghn = fit(config, tmp_path / "out", zoo=tmp_path / "zoo", images=images, quiet=True)
     assert ghn.card["architectures"] == ["mlp-1-w12", "mlp-1-w8"]
+
+
+def test_a_zoo_of_other_data_is_told(images, tmp_path, caplog):
+    """The zoo is of one data set, the image loss of another, by default digits: a warning, since it may be meant."""
+    recipe = Recipe(architecture="mlp-1-w8", epochs=1)
+    for name in ("digits", "elsewhere.npz"):
+        caplog.clear()
+        zoo_file.write(train(replace(recipe, data=name), [0], images), tmp_path / name / "zoo")
+        fit(
+            replace(QUICK, architectures=(), steps=1),
+            tmp_path / name,
+            zoo=tmp_path / name / "zoo",
+            images=images,
+            quiet=True,
+        )
+        assert ("is --data right?" in caplog.text) == (name != "digits")
