@@ -182,6 +182,8 @@ def npz(path: Path) -> Raw:
     """The user's own arrays. Nothing in the file is unpickled."""
     if not path.is_file():
         raise DataError(f"{path} does not exist; expected an .npz file with {', '.join(KEYS)}")
+    if not zipfile.is_zipfile(path):  # numpy would take it for a pickle, and advise to trust it
+        raise DataError(f"{path} is not an .npz of plain arrays (it is no zip archive); write it with numpy.savez")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             missing = [key for key in KEYS if key not in stored.files]

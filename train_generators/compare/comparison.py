@@ -135,7 +135,11 @@ def _ensemble_notes(row: Row, config: CompareConfig) -> list[str]:
         found = row.ensembles.get(when)
         if found is None:
             finished = int(row.arm.finished.sum())
-            reason = "their weights were not saved" if finished >= 2 else f"only {finished} of its runs finished"
+            reason = (
+                "their weights were not saved (`collect run --saved all` keeps them)"
+                if finished >= 2
+                else f"only {finished} of its runs finished"
+            )
             notes.append(f"{name}: no ensemble {when} training, because {reason}.")
         elif found.members < config.ensemble_size:
             notes.append(

@@ -200,7 +200,7 @@ def test_without_initial_weights_the_rest_is_reported(tmp_path):
     collect(plan(recipes, runs=3), tmp_path / "zoo", workers=0)
     found = run(CompareConfig(zoo=(tmp_path / "zoo",), out=tmp_path / "out", shifts=()), console=Console(quiet=True))
     assert all(list(row.ensembles) == ["after"] and row.ensembles["after"].members == 3 for row in found.rows)
-    assert any("no ensemble before training, because their weights were not saved" in note for note in found.notes)
+    assert any("no ensemble before training, because their weights were not saved (" in note for note in found.notes)
     assert any("have 3 members instead of 5" in note for note in found.notes)
     names = {path.name for path in (tmp_path / "out/plots").iterdir()}
     assert names == {f"curves-{RESNET}.png", f"kernels-{RESNET}.png", "final-accuracy.png", "ensembles-after.png"}
