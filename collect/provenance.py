@@ -41,3 +41,9 @@ def provenance() -> dict[str, str | int]:
         "machine": platform.machine(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint's card says of the software that fitted it: no times, so that equal fits have equal cards."""
+    made = provenance()
+    return {name: str(made[name]) for name in ("package_version", "torch_version", "git_commit")}

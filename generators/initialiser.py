@@ -26,6 +26,10 @@ from generators.report import InitReport
 
 log = logging.getLogger(__name__)
 
+UNMEASURED = (
+    "running statistics start at 0 and 1: the network means nothing in eval() before some batches in train mode "
+    "have measured them"
+)
 COLLAPSED_STD_RATIO = 1e-3  # a generated matrix this far below its target spread is a constant for all purposes
 
 
@@ -317,6 +321,8 @@ def writable(proposal: Proposal, step: Initialiser, model: nn.Module, found: Inv
         proposal.kept = {**resets.kept, **proposal.kept}
         for key in [key for key in resets.values if key not in proposal.values]:
             proposal.values[key], proposal.sources[key] = resets.values[key], resets.sources[key]
+        if resets.values and step.kind is not Kind.POINTWISE:
+            proposal.notes.append(UNMEASURED)
     return _checked(_without_protected(proposal, {info.name: info for info in found}, frozen), model, step.name)
 
 

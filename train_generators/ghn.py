@@ -30,6 +30,7 @@ from collect.architectures import build, parse
 from collect.augmentation import Batches
 from collect.data import ImageSet, load
 from collect.durable import durable
+from collect.provenance import versions
 from collect.stacked import CALIBRATION_IMAGES, Form, choose, predict
 from collect.zoo import Zoo
 from generators.checkpoint import save
@@ -343,7 +344,7 @@ def fit(
         }
         for name in judged
     }
-    ghn.card.update(facts, metrics=metrics, variety=variety(ghn, judged[0], images))
+    ghn.card.update(facts, versions=versions(), metrics=metrics, variety=variety(ghn, judged[0], images))
     save(ghn.eval(), out)
     return ghn
 

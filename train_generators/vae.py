@@ -22,6 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from collect.durable import durable
+from collect.provenance import versions
 from collect.zoo import Zoo
 from generators.checkpoint import save
 from generators.commandline import progress
@@ -275,7 +276,7 @@ def fit(
                     held = {"generator": generator.state_dict(), "optimiser": optimiser.state_dict()}
                     saved = {"step": before + step, "metrics": metrics, "fingerprint": fingerprint}
                     save_state(folder / "state.safetensors", held, saved)
-    generator.card.update(facts, metrics=metrics)
+    generator.card.update(facts, versions=versions(), metrics=metrics)
     save(generator.eval(), out)
     return generator
 
