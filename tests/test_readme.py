@@ -37,6 +37,21 @@ def test_the_table_holds_the_figures_of_the_recorded_run() -> None:
         assert cells[4] == ("" if start == "he" else f"{bounds[0]} [{bounds[1]}, {bounds[2]}]")
 
 
+def test_the_headline_holds_the_figures_of_the_recorded_cifar10_run() -> None:
+    """The CIFAR-10 sentence against docs/results/cifar10/results.json."""
+    figures = json.loads((ROOT / "docs/results/cifar10/results.json").read_text())["figures"]
+
+    def cell(start: str, key: str) -> str:
+        return f"{100 * figures[f'resnet-20-w16/{start}/{key}']:.1f}"
+
+    ghn, he = "noise-ghn-cifar10", "he"
+    words = " ".join(TEXT.split())
+    halfway = [cell(start, "step_351/accuracy_mean") for start in (ghn, he)]
+    end = [f"{cell(start, 'accuracy_end_mean')} ± {cell(start, 'accuracy_end_std')}" for start in (ghn, he)]
+    assert f"{halfway[0]} against {halfway[1]} % after 351 steps" in words
+    assert f"{end[0]} against {end[1]} % after 702" in words
+
+
 def test_there_is_a_snippet_and_every_named_file_and_target_exists() -> None:
     assert SNIPPETS
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", TEXT):
