@@ -14,8 +14,12 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_a_snippet_runs(snippet: str) -> None:
-    exec(compile(snippet, "README.md", "exec"), {})
+def test_a_snippet_runs_and_gives_what_its_comments_say(snippet: str) -> None:
+    names: dict = {}
+    exec(compile(snippet, "README.md", "exec"), names)
+    report = names["report"]
+    assert {*report.generated, *report.fallbacks, *report.kept} == set(names["model"].state_dict())
+    assert names["ensemble"]["fc.weight"].shape == (5, 10, 512)
 
 
 def test_the_table_holds_the_figures_of_the_recorded_run() -> None:
