@@ -92,7 +92,7 @@ class RunConfig:
     """Batch-norm statistics in evaluations: measured anew on training images, or the running averages."""
     workers: int | None = None
     """Processes; default one per usable core."""
-    root: Path | None = None
+    data_root: Path | None = None
     """Folder of downloaded data sets."""
     download: bool = False
     """Fetch the data set if it is not there."""
@@ -103,7 +103,7 @@ class RunConfig:
         single = {name: value for name, value in asdict(self).items() if name in Recipe.__dataclass_fields__}
         base = Recipe(**single | {name: values[0] for name, values in swept.items() if values})
         return plan(
-            sweep(base, **swept), runs=self.runs, first_seed=self.first_seed, together=self.together, root=self.root,
+            sweep(base, **swept), runs=self.runs, first_seed=self.first_seed, together=self.together, root=self.data_root,
             download=self.download,
         )  # fmt: skip
 
@@ -120,7 +120,7 @@ def run(config: Annotated[RunConfig, tyro.conf.arg(name="")]) -> None:
         temporary.write_text(json.dumps(resolved, indent=1, sort_keys=True, default=str))
     networks = sum(len(task.seeds) for task in tasks)
     with progress(f"training {networks} networks", networks) as bar:
-        collect(tasks, config.out, workers=config.workers, root=config.root, on_progress=bar.advance)
+        collect(tasks, config.out, workers=config.workers, root=config.data_root, on_progress=bar.advance)
     status(config.out)
 
 
