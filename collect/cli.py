@@ -103,8 +103,8 @@ class RunConfig:
         single = {name: value for name, value in asdict(self).items() if name in Recipe.__dataclass_fields__}
         base = Recipe(**single | {name: values[0] for name, values in swept.items() if values})
         return plan(
-            sweep(base, **swept), runs=self.runs, first_seed=self.first_seed, together=self.together, root=self.data_root,
-            download=self.download,
+            sweep(base, **swept), runs=self.runs, first_seed=self.first_seed, together=self.together,
+            root=self.data_root, download=self.download,
         )  # fmt: skip
 
 

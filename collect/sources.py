@@ -132,8 +132,8 @@ def torchvision_set(name: str, root: Path, *, download: bool) -> Raw:
             way_out = (
                 "check the network and the folder, or give your own file: --data FILE.npz with " + ", ".join(KEYS)
                 if download or not fetch
-                else "allow the download with --download, point --data-root to the folder that holds it, or give your own "
-                "file: --data FILE.npz with " + ", ".join(KEYS)
+                else "allow the download with --download, point --data-root to the folder that holds it, or give "
+                "your own file: --data FILE.npz with " + ", ".join(KEYS)
             )
             raise DataError(f"data set {name!r} cannot be read from {root} ({error}); {way_out}") from error
 
