@@ -8,7 +8,7 @@ numbers (K positions of a 3 x 3 grid). Rows, columns and kernel positions are na
 with U and V read from learned tables by interpolation (a Tucker-2 form). A wider layer is a finer sampling of the same
 core, so no block is ever tiled; the reference GHN-2/3 copies 64 x 64 blocks, and 3 % of the values of a ResNet-50 are
 distinct. The core is linear in the head, so a GHN learns about as fast as a network: factors made by coordinate
-networks needed ten times the steps (docs/decisions.md).
+networks needed five times the steps, or did not get there (docs/decisions.md).
 """
 
 from __future__ import annotations
