@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from collect import data, zoo_file
-from collect.durable import claim, sweep
-from collect.plan import Task, init_digest, save
-from collect.population import train
+from collect import zoo_file
+from collect.durable import sweep
+from collect.perform import Outcome, perform
+from collect.plan import Task, save
 from collect.workers import Tick, in_processes, usable_cores
 from generators.commandline import Interrupted
-from generators.errors import ConfigError, DataError, PowerhouseError, ZooError
+from generators.errors import ConfigError, PowerhouseError, ZooError
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +45,6 @@ class Collected:
     found: tuple[str, ...]
     moved_aside: tuple[Path, ...]
     diverged: int
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a worker sends back: ids and a summary, never weights."""
-
-    task: Task
-    diverged: int = 0
-    seconds: float = 0.0
-    error: str = ""  # one line; empty if the population is stored
-    detail: str = ""  # the traceback of what is nobody's wrong input
-    fatal: bool = False  # the folder cannot be written: no task would fare better
 
 
 # --- what is there -----------------------------------------------------------------------------------------------
@@ -89,41 +76,7 @@ def _move_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-# --- in a worker -------------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=2)
-def _images(name: str, root: Path | None, digest: str) -> data.ImageSet:
-    """The data set, which must be the one that the plan was made for."""
-    images = data.load(name, root=root)
-    if images.digest != digest:
-        raise DataError(f"data set {name!r} has changed since the plan was made; plan again")
-    return images
-
-
-def perform(task: Task, folder: Path, root: Path | None, tick: Tick) -> _Outcome:
-    """Train and store one population. Its own failures come back as text, so that any exception crosses processes."""
-    try:
-        images = _images(task.recipe.data, root, task.data_digest)
-        if init_digest(task.recipe.init) != task.recipe.init_digest:
-            raise ConfigError(f"the checkpoint in {task.recipe.init!r} has changed since the plan was made; plan again")
-
-        def on_epoch(epoch: float) -> None:
-            tick(task.id, min(epoch / task.recipe.epochs, 1.0))
-
-        with claim(zoo_file.path_of(folder, task.id)):
-            population = train(task.recipe, task.seeds, images, on_epoch=on_epoch)
-            zoo_file.write(population, folder)
-    except Interrupted:
-        raise
-    except PowerhouseError as error:
-        return _Outcome(task, error=str(error), fatal=isinstance(error, ZooError))
-    except Exception as error:  # a fault of the engine or of a third party's initialiser
-        return _Outcome(task, error=f"{type(error).__name__}: {error}", detail=f"\n{traceback.format_exc()}")
-    return _Outcome(task, diverged=population.status.count("diverged"), seconds=population.seconds)
-
-
-def _in_this_process(calls: Sequence[Callable[[Tick], _Outcome]], *, on_tick: Tick) -> Generator[_Outcome, None, None]:
+def _in_this_process(calls: Sequence[Callable[[Tick], Outcome]], *, on_tick: Tick) -> Generator[Outcome, None, None]:
     """`collect.workers.in_processes` without processes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker: sums in another order would be other networks under the same id
@@ -192,7 +145,7 @@ def collect(
             advance(gained * sizes[task])
 
     calls = [functools.partial(perform, task, folder, root) for task in open_tasks]
-    way: Callable[..., Generator[_Outcome, None, None]] = _in_this_process
+    way: Callable[..., Generator[Outcome, None, None]] = _in_this_process
     if workers != 0 and calls:
         way = functools.partial(in_processes, workers=min(workers or usable_cores(), len(calls)))
     trained, failed, diverged = [], [], 0

@@ -18,7 +18,7 @@ import h5py
 import pytest
 import torch
 
-from collect import durable, runner, zoo_file
+from collect import durable, perform, runner, zoo_file
 from collect.plan import Task, plan, saved, sweep
 from collect.recipe import Recipe
 from collect.runner import CollectError, check, collect
@@ -260,7 +260,7 @@ def test_faults_of_the_engine_keep_their_traceback(
     def broken(*arguments: object, **more: object) -> None:
         raise ZeroDivisionError("in the engine")
 
-    monkeypatch.setattr(runner, "train", broken)
+    monkeypatch.setattr(perform, "train", broken)
     with pytest.raises(CollectError, match="ZeroDivisionError: in the engine"):
         collect(plan([TINY], runs=2), tmp_path, workers=0)
     assert "in broken" in caplog.text

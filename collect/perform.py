@@ -1,0 +1,62 @@
+"""The unit of work: train one population and store it. What every executor runs, wherever it runs it.
+
+Running a task twice does no harm: the second time finds the file of the first.
+"""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from collect import data, zoo_file
+from collect.durable import claim
+from collect.plan import Task, init_digest
+from collect.population import train
+from collect.workers import Tick
+from generators.commandline import Interrupted
+from generators.errors import ConfigError, DataError, PowerhouseError, ZooError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker sends back: ids and a summary, never weights."""
+
+    task: Task
+    diverged: int = 0
+    seconds: float = 0.0
+    error: str = ""  # one line; empty if the population is stored
+    detail: str = ""  # the traceback of what is nobody's wrong input
+    fatal: bool = False  # the folder cannot be written: no task would fare better
+
+
+@functools.lru_cache(maxsize=2)
+def _images(name: str, root: Path | None, digest: str) -> data.ImageSet:
+    """The data set, which must be the one that the plan was made for."""
+    images = data.load(name, root=root)
+    if images.digest != digest:
+        raise DataError(f"data set {name!r} has changed since the plan was made; plan again")
+    return images
+
+
+def perform(task: Task, folder: Path, root: Path | None, tick: Tick) -> Outcome:
+    """Train and store one population. Its own failures come back as text, so that any exception crosses processes."""
+    try:
+        images = _images(task.recipe.data, root, task.data_digest)
+        if init_digest(task.recipe.init) != task.recipe.init_digest:
+            raise ConfigError(f"the checkpoint in {task.recipe.init!r} has changed since the plan was made; plan again")
+
+        def on_epoch(epoch: float) -> None:
+            tick(task.id, min(epoch / task.recipe.epochs, 1.0))
+
+        with claim(zoo_file.path_of(folder, task.id)):
+            population = train(task.recipe, task.seeds, images, on_epoch=on_epoch)
+            zoo_file.write(population, folder)
+    except Interrupted:
+        raise
+    except PowerhouseError as error:
+        return Outcome(task, error=str(error), fatal=isinstance(error, ZooError))
+    except Exception as error:  # a fault of the engine or of a third party's initialiser
+        return Outcome(task, error=f"{type(error).__name__}: {error}", detail=f"\n{traceback.format_exc()}")
+    return Outcome(task, diverged=population.status.count("diverged"), seconds=population.seconds)
