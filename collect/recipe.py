@@ -1,8 +1,8 @@
 """A recipe: every choice of a training run, and the ids that follow from it.
 
 A run is (recipe, data digest, seed). Its id is a hash of the three, so it is the same on every machine. All randomness
-of a run is drawn from streams named by its seed alone ("init", "order", "augmentation"): two runs with one seed that
-differ in `init` see the same batches, so that initialisers can be compared in pairs.
+of a run is drawn from streams named by its seed alone ("init", "order", "augmentation", "dropout"): two runs with one
+seed that differ in `init` see the same batches, so that initialisers can be compared in pairs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from collect.architectures import parse
@@ -23,6 +23,12 @@ OPTIMISERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step", "linear", "constant")
 AUGMENTATIONS = ("none", "shift", "flip-crop")
 STATISTICS = ("train", "running")
+PRECISIONS = ("float32", "bfloat16")
+TRAJECTORIES = ("float32", "float16")
+
+# Fields that the first version did not have. They enter ids only where they differ from their default, so that the
+# networks of older zoos keep theirs; a field that is added to `Recipe` belongs here.
+ADDED = ("dropout", "precision", "trajectory")
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,10 @@ class Recipe:
         statistics: what batch norm uses in evaluations: `"train"`, statistics re-estimated on the first training images
             (`collect.stacked.CALIBRATION_IMAGES`, no augmentation), alike for every initialiser and epoch; or
             `"running"`, the moving averages of training.
+        dropout: probability with which an input of the last linear layer, the classifier, is dropped in training.
+        precision: of the forward and backward passes of training and evaluation: `"float32"`, or `"bfloat16"` where
+            `torch.autocast` takes it. Weights, gradients and the optimiser stay in float32.
+        trajectory: how the stored weights before the last are stored, `"float32"` or `"float16"`.
     """
 
     data: str = "digits"
@@ -73,6 +83,9 @@ class Recipe:
     evaluations_per_epoch: int = 1
     saved: str | tuple[int, ...] = "last"
     statistics: str = "train"
+    dropout: float = 0.0
+    precision: str = "float32"
+    trajectory: str = "float32"
 
     def __post_init__(self) -> None:
         parse(self.architecture)
@@ -80,6 +93,8 @@ class Recipe:
         _choice("schedule", self.schedule, SCHEDULES)
         _choice("augmentation", self.augmentation, AUGMENTATIONS)
         _choice("statistics", self.statistics, STATISTICS)
+        _choice("precision", self.precision, PRECISIONS)
+        _choice("trajectory", self.trajectory, TRAJECTORIES)
         _range("lr", self.lr, 0, math.inf, open_low=True)
         _range("momentum", self.momentum, 0, 1, open_high=True)
         _range("weight_decay", self.weight_decay, 0, math.inf)
@@ -87,6 +102,7 @@ class Recipe:
         _range("warmup_epochs", self.warmup_epochs, 0, self.epochs, open_high=True)
         _range("batch_size", self.batch_size, 1, math.inf)
         _range("label_smoothing", self.label_smoothing, 0, 1, open_high=True)
+        _range("dropout", self.dropout, 0, 1, open_high=True)
         _range("clip_norm", self.clip_norm, 0, math.inf)
         _range("evaluations_per_epoch", self.evaluations_per_epoch, 1, math.inf)
         if self.nesterov and (self.optimiser != "sgd" or self.momentum == 0):
@@ -133,7 +149,7 @@ def canonical_json(recipe: Recipe) -> str:
 
 
 def from_json(text: str) -> Recipe:
-    """The recipe that `canonical_json` wrote.
+    """The recipe that `canonical_json` wrote, in this version or an earlier one.
 
     Raises:
         ConfigError: not a JSON object with the fields of a recipe.
@@ -155,6 +171,9 @@ def run_id(recipe: Recipe, data_digest: str, seed: int) -> str:
     """16 hex digits for one run. Digests stand for data and checkpoints, so it does not matter where they lie."""
     choices = vars(recipe) | {"data": data_digest, "lr": float(recipe.lr)}
     choices["init"] = choices.pop("init_digest") or recipe.init
+    for field in fields(Recipe):
+        if field.name in ADDED and choices[field.name] == field.default:
+            del choices[field.name]
     return _hash([ENGINE_VERSION, choices, int(seed)])
 
 
