@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from collect.architectures import parse
 from generators.errors import ConfigError, near
@@ -162,21 +161,26 @@ def from_json(text: str) -> Recipe:
         ) from error
 
 
-def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def run_id(recipe: Recipe, data_digest: str, seed: int) -> str:
-    """16 hex digits for one run. Digests stand for data and checkpoints, so it does not matter where they lie."""
+def run_ids(recipe: Recipe, data_digest: str, seeds: Sequence[int]) -> list[str]:
+    """16 hex digits per run. Digests stand for data and checkpoints, so it does not matter where they lie."""
     choices = vars(recipe) | {"data": data_digest, "lr": float(recipe.lr)}
     choices["init"] = choices.pop("init_digest") or recipe.init
     for field in fields(Recipe):
         if field.name in ADDED and choices[field.name] == field.default:
             del choices[field.name]
-    return _hash([ENGINE_VERSION, choices, int(seed)])
+    text = json.dumps(choices, sort_keys=True, separators=(",", ":"))
+    return [_hash(f"[{ENGINE_VERSION},{text},{int(seed)}]") for seed in seeds]
+
+
+def run_id(recipe: Recipe, data_digest: str, seed: int) -> str:
+    """The id of one run, see `run_ids`."""
+    return run_ids(recipe, data_digest, [seed])[0]
 
 
 def population_id(recipe: Recipe, data_digest: str, seeds: Sequence[int]) -> str:
     """16 hex digits for runs of one recipe that are trained together."""
-    return _hash([run_id(recipe, data_digest, seed) for seed in seeds])
+    return _hash(json.dumps(run_ids(recipe, data_digest, seeds), separators=(",", ":")))
