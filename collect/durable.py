@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 from generators.errors import ZooError
 
 STALE_SECONDS = 24 * 3600  # temporary files of other machines are swept when they are older than this
+BEAT_SECONDS = 30  # between signs of life of a claim
+SILENT_SECONDS = 10 * BEAT_SECONDS  # claims of other machines without one are over; generous, as clocks differ
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)@(?P<host>[^@]+)@(?P<pid>\d+)\.tmp$")
 
 
@@ -63,26 +66,36 @@ def durable(path: Path) -> Iterator[Path]:
 def claim(path: Path) -> Iterator[None]:
     """Show others that this process works on what will be `path`, by an empty temporary file that `durable` will fill.
 
-    It locks nothing: two processes may claim one path, and either finishes. A folder that cannot be written is for
-    `durable` to report.
+    It locks nothing: two processes may claim one path, and either finishes. Other machines cannot see whether this
+    process lives, so a thread renews the file's time. A folder that cannot be written is for `durable` to report.
     """
-    temporary = _temporary(path)
+    temporary, over = _temporary(path), threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(temporary)
+
     with contextlib.suppress(OSError):
         temporary.touch()
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
     try:
         yield
     finally:
+        over.set()
+        thread.join()
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def claimed(folder: Path) -> set[str]:
-    """Names of the files in `folder` that somebody is working on; those of dead processes and old ones do not count."""
+    """Names of the files in `folder` that somebody is working on; those of dead processes do not count."""
     found = set()
     for path in folder.glob(".*.tmp") if folder.is_dir() else ():
         match = _TEMPORARY.match(path.name)
         with contextlib.suppress(FileNotFoundError):  # just finished
-            if match is not None and not _is_stale(path, match):
+            if match is not None and not _is_stale(path, match, SILENT_SECONDS):
                 found.add(match["name"])
     return found
 
@@ -100,14 +113,16 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _is_stale(path: Path, match: re.Match[str]) -> bool:
-    """Whether the writer of a temporary file is gone, as far as can be known.
+def _is_stale(path: Path, match: re.Match[str], seconds: float) -> bool:
+    """Whether the writer of a temporary file is gone: known on this machine, elsewhere supposed after `seconds`.
 
     Raises:
         FileNotFoundError: the writer was faster.
     """
-    dead = match["host"] == socket.gethostname() and not _is_running(int(match["pid"]))
-    return dead or time.time() - path.stat().st_mtime > STALE_SECONDS
+    age = time.time() - path.stat().st_mtime
+    if match["host"] == socket.gethostname():
+        return not _is_running(int(match["pid"])) or age > STALE_SECONDS  # another process may have its number by now
+    return age > seconds
 
 
 def sweep(folder: Path) -> list[Path]:
@@ -122,7 +137,7 @@ def sweep(folder: Path) -> list[Path]:
         if match is None:
             continue
         with contextlib.suppress(FileNotFoundError):  # its writer was faster
-            if _is_stale(path, match):
+            if _is_stale(path, match, STALE_SECONDS):
                 path.unlink()
                 swept.append(path)
     return swept

@@ -10,7 +10,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from collect import data, zoo_file
+from collect import data, unfinished, zoo_file
 from collect.durable import claim
 from collect.plan import Task, init_digest
 from collect.population import train
@@ -40,17 +40,22 @@ def _images(name: str, root: Path | None, digest: str) -> data.ImageSet:
     return images
 
 
-def perform(task: Task, folder: Path, root: Path | None, tick: Tick) -> Outcome:
-    """Train and store one population. Its own failures come back as text, so that any exception crosses processes."""
+def perform(task: Task, folder: Path, root: Path | None, tick: Tick, *, images: data.ImageSet | None = None) -> Outcome:
+    """Train and store one population. Its own failures come back as text, so that any exception crosses processes.
+
+    `images` is the data set of the plan where the executor has it at hand; otherwise it is loaded.
+    """
+
+    def on_epoch(epoch: float) -> None:
+        tick(task.id, min(epoch / task.recipe.epochs, 1.0))
+
     try:
-        images = _images(task.recipe.data, root, task.data_digest)
-        if init_digest(task.recipe.init) != task.recipe.init_digest:
-            raise ConfigError(f"the checkpoint in {task.recipe.init!r} has changed since the plan was made; plan again")
-
-        def on_epoch(epoch: float) -> None:
-            tick(task.id, min(epoch / task.recipe.epochs, 1.0))
-
-        with claim(zoo_file.path_of(folder, task.id)):
+        with claim(zoo_file.path_of(folder, task.id)):  # before anything that takes time
+            images = images or _images(task.recipe.data, root, task.data_digest)
+            if init_digest(task.recipe.init) != task.recipe.init_digest:
+                raise ConfigError(
+                    f"the checkpoint in {task.recipe.init!r} has changed since the plan was made; plan again"
+                )
             population = train(task.recipe, task.seeds, images, on_epoch=on_epoch)
             zoo_file.write(population, folder)
     except Interrupted:
