@@ -1,29 +1,34 @@
-"""Carrying out a plan: worker processes, one thread each; what is done stays done.
+"""Carrying out a plan with any executor; what is done stays done.
 
 The valid files in the zoo's folder are the only truth about what is done: collecting is the plan minus those files. All
-that follows from it: run the same call again after a kill and it goes on; run it twice and the second does nothing.
+that follows from it: run the same call again after a kill and it goes on; run it twice and the second does nothing; run
+it on two machines that see the folder and each does a part.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from collect import zoo_file
 from collect.durable import sweep
-from collect.perform import Outcome, perform
+from collect.executors import Executor, make
+from collect.executors.attempt import Attempt, Elsewhere, check, free
+from collect.executors.base import Result
+from collect.perform import Outcome
 from collect.plan import Task, save
-from collect.workers import Tick, in_processes, usable_cores
 from generators.commandline import Interrupted
 from generators.errors import ConfigError, PowerhouseError, ZooError
 
+__all__ = ["CollectError", "Collected", "check", "collect"]
+
 log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0  # between looks at what other collectors are at, once nothing else is left
 
 
 class CollectError(PowerhouseError):
@@ -36,7 +41,7 @@ class Collected:
 
     Attributes:
         trained: ids of the populations trained now.
-        found: ids of those that were there.
+        found: ids of those that were there, or were finished by another collector meanwhile.
         moved_aside: damaged files of the plan, under their new names.
         diverged: how many of the networks trained now diverged.
     """
@@ -47,25 +52,42 @@ class Collected:
     diverged: int
 
 
-# --- what is there -----------------------------------------------------------------------------------------------
+@dataclass
+class _Progress:
+    """What is done so far; passes on, in networks, how much that is more than before."""
 
+    advance: Callable[[float], object]
+    sizes: dict[str, int]
+    fractions: dict[str, float]
+    found: list[str] = field(default_factory=list)
+    trained: list[Outcome] = field(default_factory=list)
+    failed: list[Outcome] = field(default_factory=list)
 
-def check(task: Task, folder: str | Path) -> str | None:
-    """None if the population of `task` is stored and whole; "" if it is not there; else what is wrong with its file.
+    def tick(self, task: str, fraction: float) -> None:
+        """`fraction` of a population is done; one that is tried again says less than before, which changes nothing."""
+        gained = fraction - self.fractions[task]
+        if gained > 0:
+            self.fractions[task] = fraction
+            self.advance(gained * self.sizes[task])
 
-    Raises:
-        NewerSchemaError: the file may be whole, but this version cannot tell.
-    """
-    path = zoo_file.path_of(folder, task.id)
-    if not path.exists():
-        return ""
-    try:
-        zoo_file.verify(path)
-    except zoo_file.NewerSchemaError:
-        raise
-    except ZooError as error:
-        return str(error)
-    return None
+    def take(self, result: Result) -> Task | None:
+        """Count what became of one attempt; the task, if another collector is at it."""
+        if isinstance(result, Elsewhere):
+            if not result.done:
+                return result.task
+            self.found.append(result.task.id)
+        elif result.fatal:
+            raise ZooError(result.error)
+        elif result.error:
+            self.failed.append(result)
+            log.error("population %s failed: %s%s", result.task, result.error, result.detail)
+            return None
+        else:
+            self.trained.append(result)
+            flag = f", {result.diverged} diverged" if result.diverged else ""
+            log.debug("population %s stored after %.1f s%s", result.task, result.seconds, flag)
+        self.tick(result.task.id, 1.0)
+        return None
 
 
 def _move_aside(path: Path) -> Path:
@@ -76,21 +98,26 @@ def _move_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-def _in_this_process(calls: Sequence[Callable[[Tick], Outcome]], *, on_tick: Tick) -> Generator[Outcome, None, None]:
-    """`collect.workers.in_processes` without processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker: sums in another order would be other networks under the same id
-    try:
-        for call in calls:
-            yield call(on_tick)
-    finally:
-        torch.set_num_threads(threads)
+def _carry_out(tasks: list[Task], executor: Executor, folder: Path, root: Path | None, progress: _Progress) -> None:
+    """Everything that no other collector is at; then, as they end or die, what the others were at."""
+    while tasks:
+        ready = free(tasks, folder)
+        executor.submit(Attempt(task, folder, root) for task in ready)
+        with closing(executor.finished(progress.tick)) as results:
+            given_back = list(filter(None, map(progress.take, results)))
+        mine = {task.id for task in ready} - {task.id for task in given_back}
+        left = [task for task in tasks if task.id not in mine]
+        if len(left) == len(tasks):
+            log.debug("waiting for other collectors, who are at %d populations", len(left))
+            time.sleep(LOOK_SECONDS)
+        tasks = left
 
 
 def collect(
     tasks: Sequence[Task],
     folder: str | Path,
     *,
+    executor: Executor | None = None,
     workers: int | None = None,
     root: str | Path | None = None,
     on_progress: Callable[[float], object] | None = None,
@@ -99,8 +126,9 @@ def collect(
 
     Args:
         tasks: of one or several recipes, from `collect.plan.plan`.
-        folder: the zoo; made if it is not there.
-        workers: worker processes, None for one per usable core; 0 trains in this process.
+        folder: the zoo; made if it is not there. Several collectors may work on it at once.
+        executor: where to train, from `collect.executors.make`; None for worker processes of this machine.
+        workers: without an executor: worker processes, None for one per usable core; 0 trains in this process.
         root: where data sets lie, see `collect.data.load`.
         on_progress: called with numbers of networks (and parts of networks) done since the last call; they add up to
             the number of networks in `tasks`, those that were there included.
@@ -112,67 +140,56 @@ def collect(
         Interrupted: by SIGINT, SIGTERM or the loss of a worker; the workers have ended and what is finished is stored.
         CollectError: some populations could not be trained; all others are stored.
         ZooError: the folder cannot be written, or holds a population of the plan that a newer version wrote.
-        ConfigError: a negative number of workers.
+        ConfigError: a negative number of workers, or one beside an executor.
     """
-    folder, root = Path(folder), None if root is None else Path(root)
-    if workers is not None and workers < 0:
-        raise ConfigError(f"workers must be at least 0 (0: train in this process), got {workers}")
+    # Resolved, for other processes may have another working folder.
+    folder, root = Path(folder).resolve(), None if root is None else Path(root).resolve()
+    if workers is not None and (workers < 0 or executor is not None):
+        raise ConfigError(
+            f"workers must be at least 0 (0: train in this process), got {workers}" if executor is None
+            else "workers are a setting of the executor, where there is one"
+        )  # fmt: skip
+    executor = executor or (make("here") if workers == 0 else make("processes", workers=workers))
     tasks = list({task.id: task for task in tasks}.values())
-    advance = on_progress or (lambda amount: None)
+    progress = _Progress(
+        on_progress or (lambda amount: None),
+        sizes={task.id: len(task.seeds) for task in tasks},
+        fractions=dict.fromkeys((task.id for task in tasks), 0.0),
+    )
     faults = {task.id: check(task, folder) for task in tasks}
     save(tasks, folder)
     sweep(folder)
-    found, moved_aside, open_tasks = [], [], []
+    moved_aside, open_tasks = [], []
     for task in tasks:
         fault = faults[task.id]
         if fault is None:
-            found.append(task.id)
-            advance(len(task.seeds))
+            progress.take(Elsewhere(task, done=True))
             continue
         if fault:
             moved_aside.append(_move_aside(zoo_file.path_of(folder, task.id)))
             log.warning("%s; moved aside to %s, its networks are trained again", fault, moved_aside[-1].name)
         open_tasks.append(task)
     open_tasks.sort(key=lambda task: -task.cost)  # the longest first, so that no worker ends long after the others
-    if found:
-        log.info("%d of %d populations are there, %d to train", len(found), len(tasks), len(open_tasks))
-
-    sizes, fractions = {task.id: len(task.seeds) for task in tasks}, dict.fromkeys((t.id for t in open_tasks), 0.0)
-
-    def on_fraction(task: str, fraction: float) -> None:
-        gained, fractions[task] = fraction - fractions[task], max(fraction, fractions[task])
-        if gained > 0:
-            advance(gained * sizes[task])
-
-    calls = [functools.partial(perform, task, folder, root) for task in open_tasks]
-    way: Callable[..., Generator[Outcome, None, None]] = _in_this_process
-    if workers != 0 and calls:
-        way = functools.partial(in_processes, workers=min(workers or usable_cores(), len(calls)))
-    trained, failed, diverged = [], [], 0
+    if progress.found:
+        log.info("%d of %d populations are there, %d to train", len(progress.found), len(tasks), len(open_tasks))
     try:
-        with closing(way(calls, on_tick=on_fraction)) as outcomes:
-            for outcome in outcomes:
-                if outcome.fatal:
-                    raise ZooError(outcome.error)
-                if outcome.error:
-                    failed.append(outcome)
-                    log.error("population %s failed: %s%s", outcome.task, outcome.error, outcome.detail)
-                    continue
-                on_fraction(outcome.task.id, 1.0)
-                trained.append(outcome.task.id)
-                diverged += outcome.diverged
-                flag = f", {outcome.diverged} diverged" if outcome.diverged else ""
-                log.debug("population %s stored after %.1f s%s", outcome.task, outcome.seconds, flag)
+        _carry_out(open_tasks, executor, folder, root, progress)
     except (KeyboardInterrupt, Interrupted) as reason:
-        done = len(found) + len(trained)
+        done = sum(zoo_file.path_of(folder, task.id).exists() for task in tasks)
         raise Interrupted(
             f"{str(reason) or 'interrupted'}: {done} of {len(tasks)} populations are stored in {folder}"
         ) from reason
     finally:
         sweep(folder)
-    if failed:
+    if progress.failed:
+        first = progress.failed[0]
         raise CollectError(
-            f"{len(failed)} of {len(tasks)} populations could not be trained, the others are stored in {folder}; "
-            f"first: {failed[0].task}: {failed[0].error}"
+            f"{len(progress.failed)} of {len(tasks)} populations could not be trained, the others are stored in "
+            f"{folder}; first: {first.task}: {first.error}"
         )
-    return Collected(tuple(trained), tuple(found), tuple(moved_aside), diverged)
+    return Collected(
+        tuple(outcome.task.id for outcome in progress.trained),
+        tuple(progress.found),
+        tuple(moved_aside),
+        sum(outcome.diverged for outcome in progress.trained),
+    )

@@ -1,6 +1,6 @@
 """Collect a tiny plan with a pause before every rename, for `test_runner.py` to kill.
 
-`python slow_collector.py FOLDER PAUSE WORKERS`
+`python slow_collector.py FOLDER PAUSE WORKERS`. Workers that are stopped in a pause have no time of grace.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from collect.executors import make
 from collect.plan import Task, plan, sweep
 from collect.recipe import Recipe
 from collect.runner import collect
@@ -34,4 +35,5 @@ def tasks() -> list[Task]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: collect(tasks(), Path(sys.argv[1]), workers=int(sys.argv[3]))))
+    processes = make("processes", workers=int(sys.argv[3]), grace=0.0)
+    sys.exit(run(lambda: collect(tasks(), Path(sys.argv[1]), executor=processes)))
