@@ -32,7 +32,6 @@ from rich.table import Table
 from collect import data, zoo_file
 from collect.durable import durable
 from collect.flat import Flat
-from collect.plan import TOGETHER
 from collect.population import Population, train
 from collect.provenance import provenance
 from collect.recipe import Recipe
@@ -41,7 +40,7 @@ from generators.commandline import run
 
 ARCHITECTURE = "resnet-8-w4"
 BATCH = 256
-LARGE = 256  # networks per file where a stack of populations is that large
+LARGE, SMALL = 256, 8  # networks per file: as many as a plan puts into one, and as few
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,8 @@ def measure(folder: Path, size: Size) -> dict[str, float]:
         first = turn * size.files * LARGE
         stacks = list(populations(template, LARGE, size.files, first))
         rates.time("large", LARGE * size.files, lambda stacks=stacks: [zoo_file.write(each, large) for each in stacks])
-        few = list(populations(template, TOGETHER, 8, first))
-        rates.time("small", TOGETHER * 8, lambda few=few: [zoo_file.write(each, small) for each in few])
+        few = list(populations(template, SMALL, 8, first))
+        rates.time("small", SMALL * 8, lambda few=few: [zoo_file.write(each, small) for each in few])
         rates.time("groups", LARGE, lambda stack=stacks[0]: write_groups(stack, groups))
     names = [f"network-{seed}" for seed in stacks[0].seeds]
     flat = Zoo(large).flat()
@@ -137,7 +136,7 @@ def measure(folder: Path, size: Size) -> dict[str, float]:
         rates.time("group_read", len(chosen), lambda chosen=chosen: read_groups(groups, template, chosen))
     return {
         "durable_nets_per_s": rates.median("large"),
-        "durable_nets_per_s_default_files": rates.median("small"),
+        "durable_nets_per_s_small_files": rates.median("small"),
         "group_per_net_nets_per_s": rates.median("groups"),
         "group_per_net_ratio": rates.median("large") / rates.median("groups"),
         "random_nets_per_s": rates.median("mapped"),
@@ -157,7 +156,7 @@ def blocks(flat: Flat, generator: torch.Generator) -> int:
 
 MEANING = {
     "durable_nets_per_s": f"written, {LARGE} networks per file",
-    "durable_nets_per_s_default_files": f"written, {TOGETHER} networks per file",
+    "durable_nets_per_s_small_files": f"written, {SMALL} networks per file",
     "group_per_net_nets_per_s": "written, one group per network",
     "group_per_net_ratio": "first row / third row",
     "random_nets_per_s": "read, memory-mapped, random batches",

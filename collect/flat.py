@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from collect.header import Block
 from collect.packed import group_of
 from collect.population import TensorSpec
-from collect.zoo_file import Block
 from generators.errors import ConfigError, unknown_name
 from generators.inventory import Role
 

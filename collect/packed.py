@@ -16,9 +16,10 @@ from pathlib import Path
 import h5py
 
 from collect.durable import durable, sweep
+from collect.header import Header, damage
 from collect.provenance import provenance
 from collect.tables import plain, text
-from collect.zoo_file import FAULTS, Header, NewerSchemaError, damage, read_group
+from collect.zoo_file import FAULTS, NewerSchemaError, read_group
 from generators.errors import ZooError
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def write(headers: Sequence[Header], out: str | Path) -> Path:
     if out.parent.is_dir():
         sweep(out.parent)
     versions, aligned = ("v110", "v110"), {"alignment_threshold": 1, "alignment_interval": 64}
-    facts = {"populations": len(headers), "runs": sum(len(header.runs) for header in headers), "digest": digest}
+    facts = {"populations": len(headers), "runs": sum(len(header.table) for header in headers), "digest": digest}
     with durable(out) as temporary:
         try:
             with h5py.File(temporary, "w", libver=versions, **aligned) as file:

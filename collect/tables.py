@@ -1,9 +1,9 @@
-"""Tables in HDF5: rows of plain Python values on one side, arrays with one typed column per name on the other."""
+"""Tables in HDF5: lists of plain Python values on one side, arrays with one typed column per name on the other."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import h5py
@@ -26,25 +26,30 @@ def plain(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def table_of(rows: Sequence[dict[str, Any]], names: Iterable[str]) -> np.ndarray:
-    """A structured array with one typed column per name: bool, int64, float64 or text (anything else as JSON text)."""
-    columns = {}
-    for name in names:
-        values = [row[name] for row in rows]
-        kinds = {type(value) for value in values}
-        if rows and kinds <= {bool}:
-            columns[name] = np.array(values, dtype=np.bool_)
-        elif rows and kinds <= {int, float}:
-            columns[name] = np.array(values, dtype=np.float64 if float in kinds else np.int64)
-        else:
-            columns[name] = text([value if isinstance(value, str) else json.dumps(value) for value in values])
-    table = np.empty(len(rows), dtype=[(name, column.dtype) for name, column in columns.items()])
-    for name, column in columns.items():
-        table[name] = column
+def column_of(values: Sequence[Any]) -> np.ndarray:
+    """Values as one typed array: bool, int64, float64 or text (anything else as JSON text)."""
+    kinds = {type(value) for value in values}
+    if kinds and kinds <= {bool}:
+        return np.array(values, dtype=np.bool_)
+    if kinds and kinds <= {int, float}:
+        return np.array(values, dtype=np.float64 if float in kinds else np.int64)
+    return text([value if isinstance(value, str) else json.dumps(value) for value in values])
+
+
+def table_of(columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
+    """A structured array with one typed column (`column_of`) per name; all are of one length."""
+    arrays = {name: column_of(values) for name, values in columns.items()}
+    lengths = {len(array) for array in arrays.values()}
+    table = np.empty(lengths.pop() if lengths else 0, dtype=[(name, array.dtype) for name, array in arrays.items()])
+    for name, array in arrays.items():
+        table[name] = array
     return table
 
 
 def rows_of(table: np.ndarray) -> tuple[dict[str, Any], ...]:
     """A structured array as rows of plain Python values."""
-    names = table.dtype.names or ()
-    return tuple({name: plain(value) for name, value in zip(names, row, strict=True)} for row in table.tolist())
+    columns = {name: table[name].tolist() for name in table.dtype.names or ()}
+    for name, values in columns.items():
+        if table.dtype[name].kind == "S":
+            columns[name] = [value.decode() for value in values]
+    return tuple(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))

@@ -1,8 +1,10 @@
-"""The population file, schema 1: one HDF5 file per population, complete and durable from the moment it has its name.
+"""The population file, schemas 1 and 2: one HDF5 file per population, complete and durable once it has its name.
 
 Axes: K runs, C checkpoints, P weights, B buffer entries, E evaluations, M metrics.
 
-    weights            float32 [K, C, P]  contiguous and unfiltered: readers memory-map it by its offset
+    weights            float32 [K, C, P]  contiguous and unfiltered: readers memory-map it by its offset;
+                       [K, 1, P], the last checkpoint, where there is a `trajectory`
+    trajectory         float16 [K, C-1, P]  likewise; the checkpoints before the last, in files of schema 2 only
     buffers            float32 [K, C, B]  running statistics and the like, never mixed with the weights
     layout             table (name, role, shape, offset, length): where each tensor lies in a row of `weights`
     buffer_layout      the same for `buffers`
@@ -18,11 +20,9 @@ HDF5 1.10 or newer reads the files: their metadata have checksums, the arrays ha
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,25 @@ import numpy as np
 import torch
 
 from collect.durable import durable
-from collect.population import Population, TensorSpec
+from collect.header import Block, Header, damage, layout_of, row_digests, whole_digest
+from collect.population import Population
 from collect.provenance import provenance
-from collect.recipe import canonical_json, population_id, run_id
-from collect.tables import plain, rows_of, table_of, text
+from collect.recipe import canonical_json, population_id, run_ids
+from collect.tables import plain, table_of, text
 from generators.errors import ZooError
 
+__all__ = ["FAULTS", "SCHEMA", "SUFFIX", "Block", "Header", "NewerSchemaError", "path_of", "read_group", "read_header",
+           "verify", "write"]  # fmt: skip
+
+log = logging.getLogger(__name__)
+
 FORMAT = "powerhouse-population"
-SCHEMA = 1
+SCHEMA = 2  # the newest that this version reads; 1 is still written where there is no `trajectory`
 SUFFIX = ".h5"
+TABLES = 1 << 18  # bytes set aside for tables and attributes when a file is made; it grows if need be
 AXES = {
     "weights": ("run", "checkpoint", "weight"),
+    "trajectory": ("run", "checkpoint", "weight"),
     "buffers": ("run", "checkpoint", "entry"),
     "metrics": ("run", "evaluation", "metric"),
 }
@@ -53,115 +61,6 @@ class NewerSchemaError(ZooError):
     """A file that a newer version wrote: not damaged, but not for this one."""
 
 
-# --- what a file says --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Block:
-    """Where a contiguous float32 dataset lies in its file."""
-
-    offset: int
-    shape: tuple[int, ...]
-
-    def map(self, path: Path) -> np.ndarray:
-        """The dataset as a read-only memory map; a plain empty array if it has no entries."""
-        if not math.prod(self.shape):
-            return np.zeros(self.shape, dtype=np.float32)
-        return np.memmap(path, dtype="<f4", mode="r", offset=self.offset, shape=self.shape)
-
-
-@dataclass(frozen=True)
-class Header:
-    """Everything of a population file but its weights and buffers, which it locates.
-
-    Attributes:
-        path: the file.
-        attributes: the root attributes as plain values.
-        architecture_json: canonical JSON of the architecture.
-        layout: where each parameter lies in a row of `weights`.
-        buffer_layout: the same for `buffers`.
-        runs: one dict per run: id, seed, status and every field of the recipe.
-        metrics: float32 [K, E, M].
-        metric_names: the names of the last axis of `metrics`.
-        evaluation_epochs: float64 [E].
-        evaluation_steps: int64 [E].
-        checkpoint_epochs: int64 [C].
-        weights: where the float32 [K, C, P] lie.
-        buffers: where the float32 [K, C, B] lie.
-    """
-
-    path: Path
-    attributes: dict[str, Any]
-    architecture_json: str
-    layout: tuple[TensorSpec, ...]
-    buffer_layout: tuple[TensorSpec, ...]
-    runs: tuple[dict[str, Any], ...]
-    metrics: np.ndarray
-    metric_names: tuple[str, ...]
-    evaluation_epochs: np.ndarray
-    evaluation_steps: np.ndarray
-    checkpoint_epochs: np.ndarray
-    weights: Block
-    buffers: Block
-
-    @property
-    def id(self) -> str:
-        return self.attributes["population"]
-
-    @property
-    def digest(self) -> str:
-        """The digest of the whole content."""
-        return self.attributes["digest"]
-
-    def datasets(self) -> dict[str, np.ndarray]:
-        """The small datasets as they are stored."""
-        return {
-            "layout": _layout_table(self.layout),
-            "buffer_layout": _layout_table(self.buffer_layout),
-            "runs": table_of(self.runs, self.runs[0]),
-            "metrics": self.metrics,
-            "evaluation_epochs": self.evaluation_epochs,
-            "evaluation_steps": self.evaluation_steps,
-            "checkpoint_epochs": self.checkpoint_epochs,
-        }
-
-
-def _layout_table(layout: Sequence[TensorSpec]) -> np.ndarray:
-    names = [field.name for field in fields(TensorSpec)]
-    rows = [
-        {name: getattr(spec, name) for name in names} | {"role": str(spec.role), "shape": list(spec.shape)}
-        for spec in layout
-    ]
-    return table_of(rows, names)
-
-
-def _layout(table: np.ndarray) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(**row | {"shape": tuple(json.loads(row["shape"]))}) for row in rows_of(table))
-
-
-def _row_digest(run: dict[str, Any], *arrays: np.ndarray) -> str:
-    """The digest of one run: its columns and its rows of `weights`, `buffers` and `metrics`.
-
-    The column `data` is left out: for an `.npz` it says where the file lay; the run's id stands for what is in it.
-    """
-    columns = {name: value for name, value in run.items() if name != "data"}
-    digest = hashlib.blake2b(json.dumps(columns, sort_keys=True).encode(), digest_size=16)
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
-    return digest.hexdigest()
-
-
-def _whole_digest(header: Header, rows: Sequence[str]) -> str:
-    """The digest of what the networks are; times, versions and machine are left out, so equal collections are equal."""
-    content = {name: header.attributes[name] for name in ("population", "data_digest")}
-    content |= {"architecture": header.architecture_json, "metric_names": header.metric_names, "rows": rows}
-    for name in ("evaluation_epochs", "evaluation_steps", "checkpoint_epochs"):
-        content[name] = getattr(header, name).tolist()
-    for name in ("layout", "buffer_layout"):
-        content[name] = [vars(spec) for spec in getattr(header, name)]
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
@@ -170,52 +69,70 @@ def path_of(folder: str | Path, population: str) -> Path:
     return Path(folder) / f"{population}{SUFFIX}"
 
 
-def _describe(population: Population, folder: Path) -> Header:
+def _stored(population: Population) -> tuple[np.ndarray, np.ndarray]:
+    """The weights as they are stored: float32 [K, C or 1, P], and float16 [K, 0 or C - 1, P] of what comes before."""
+    weights = np.ascontiguousarray(population.weights, dtype="<f4")
+    if population.recipe.trajectory == "float16":
+        early, last = weights[:, :-1], weights[:, -1:]
+        with np.errstate(over="ignore"):
+            half = early.astype("<f2")
+        if np.array_equal(np.isfinite(half), np.isfinite(early)):
+            return np.ascontiguousarray(last), half
+        log.warning("stored in float32: a state of %s has weights that float16 cannot hold", population.recipe)
+    return weights, np.zeros((len(weights), 0, weights.shape[-1]), dtype="<f2")
+
+
+def _describe(population: Population, folder: Path, weights: np.ndarray, trajectory: np.ndarray) -> Header:
     """The header that the file of `population` will have, but for its digests."""
-    recipe, data_digest = population.recipe, population.data_digest
+    recipe, data_digest, runs = population.recipe, population.data_digest, len(population.seeds)
     identity = population_id(recipe, data_digest, population.seeds)
-    factors = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    runs = [
-        {"id": run_id(recipe, data_digest, seed), "seed": int(seed), "status": str(status)} | factors
-        for seed, status in zip(population.seeds, population.status, strict=True)
-    ]
+    columns: dict[str, Sequence[Any]] = {
+        "id": run_ids(recipe, data_digest, population.seeds),
+        "seed": [int(seed) for seed in population.seeds],
+        "status": [str(status) for status in population.status],
+    }
     return Header(
         path=path_of(folder, identity),
+        id=identity,
+        digest="",
         attributes={
             "format": FORMAT,
-            "schema": SCHEMA,
+            "schema": 2 if trajectory.shape[1] else 1,
             "population": identity,
             "recipe": canonical_json(recipe),
             "data_digest": data_digest,
-            "K": len(runs),
+            "K": runs,
+            "stack": int(getattr(population, "stack", runs)),
             "form": population.form,
             "seconds": float(population.seconds),
-            "device": "cpu",
-            "precision": "float32",
+            "device": str(getattr(population, "device", "cpu")),
+            "precision": recipe.precision,
             "threads": torch.get_num_threads(),
             **provenance(),
         },
         architecture_json=population.architecture_json,
         layout=tuple(population.layout),
         buffer_layout=tuple(population.buffer_layout),
-        runs=rows_of(table_of(runs, runs[0])),
+        table=table_of(columns | {field.name: [getattr(recipe, field.name)] * runs for field in fields(recipe)}),
         metrics=np.ascontiguousarray(population.metrics, dtype="<f4"),
         metric_names=tuple(population.metric_names),
         evaluation_epochs=np.asarray(population.evaluation_epochs, dtype="<f8"),
         evaluation_steps=np.asarray(population.evaluation_steps, dtype="<i8"),
         checkpoint_epochs=np.asarray(population.checkpoint_epochs, dtype="<i8"),
-        weights=Block(0, population.weights.shape),
+        weights=Block(0, weights.shape),
         buffers=Block(0, population.buffers.shape),
+        trajectory=Block(0, trajectory.shape, "<f2"),
     )
 
 
-def _image(header: Header, weights: np.ndarray, buffers: np.ndarray, rows: Sequence[str], digest: str) -> bytes:
+def _image(header: Header, arrays: dict[str, np.ndarray], rows: Sequence[str], digest: str) -> bytes:
     """The bytes of the file. Made in memory: HDF5 is not to be trusted after the disk has refused a write."""
-    in_memory = {"driver": "core", "backing_store": False}
+    size = sum(array.nbytes for array in arrays.values())
+    in_memory = {"driver": "core", "backing_store": False, "block_size": size + TABLES}
     versions = ("v110", "v110")  # the oldest format with checksums over all that is not array data
     aligned = {"alignment_threshold": 1, "alignment_interval": 64}
     with h5py.File(header.path.name, "w", libver=versions, **in_memory, **aligned) as file:
-        for name, array in ({"weights": weights, "buffers": buffers} | header.datasets()).items():
+        for name, array in (arrays | header.datasets()).items():
             file.create_dataset(name, data=array)
             if name in AXES:
                 file[name].attrs["axes"] = text(AXES[name])
@@ -238,14 +155,15 @@ def write(population: Population, folder: str | Path) -> Path:
         ZooError: the parts of the population do not fit together, the file cannot be written, or a file with the same
             id is there that is damaged or has other content; it is not overwritten.
     """
-    header = _describe(population, Path(folder))
+    weights, trajectory = _stored(population)
+    buffers = np.ascontiguousarray(population.buffers, dtype="<f4")
+    header = _describe(population, Path(folder), weights, trajectory)
     try:
-        _check_shapes(header)
+        header.check()
     except ValueError as error:
         raise ZooError(f"population {header.id} was not written: {error}; this is a fault of the engine") from error
-    weights, buffers = (np.ascontiguousarray(array, dtype="<f4") for array in (population.weights, population.buffers))
-    rows = [_row_digest(*parts) for parts in zip(header.runs, weights, buffers, header.metrics, strict=True)]
-    digest = _whole_digest(header, rows)
+    rows = row_digests(header, weights, buffers, trajectory)
+    digest = whole_digest(header, rows)
     if header.path.exists():
         there = verify(header.path)
         if there.digest != digest:
@@ -254,8 +172,9 @@ def write(population: Population, folder: str | Path) -> Path:
                 "recipe and seeds are the same: another machine or torch version made it; collect into another folder"
             )
         return header.path
+    arrays = {"weights": weights, "buffers": buffers} | ({"trajectory": trajectory} if trajectory.shape[1] else {})
     with durable(header.path) as temporary:
-        temporary.write_bytes(_image(header, weights, buffers, rows, digest))
+        temporary.write_bytes(_image(header, arrays, rows, digest))
     return header.path
 
 
@@ -269,30 +188,11 @@ def _unusable(path: Path, reason: str) -> ZooError:
     )
 
 
-def _block(dataset: h5py.Dataset) -> Block:
+def _block(dataset: h5py.Dataset, dtype: str = "<f4") -> Block:
     offset = dataset.id.get_offset()
-    if dataset.dtype != np.dtype("<f4") or dataset.chunks is not None or (offset is None and dataset.size):
-        raise ValueError(f"{dataset.name} is not stored as contiguous float32")
-    return Block(offset or 0, dataset.shape)
-
-
-def _check_shapes(header: Header) -> None:
-    """Raise `ValueError` unless all parts speak of the same runs, checkpoints, tensors and metrics."""
-    runs, checkpoints = len(header.runs), len(header.checkpoint_epochs)
-    for name, block, layout in (
-        ("weights", header.weights, header.layout),
-        ("buffers", header.buffers, header.buffer_layout),
-    ):
-        total = 0
-        for spec in layout:
-            if spec.offset != total or spec.length != math.prod(spec.shape):
-                raise ValueError(f"the layout of {name} has a gap or an overlap at {spec.name}")
-            total += spec.length
-        if tuple(block.shape) != (runs, checkpoints, total):
-            raise ValueError(f"{name} has shape {tuple(block.shape)}, its tables say {(runs, checkpoints, total)}")
-    expected = (runs, len(header.evaluation_epochs), len(header.metric_names))
-    if header.metrics.shape != expected or len(header.evaluation_steps) != expected[1]:
-        raise ValueError(f"metrics has shape {header.metrics.shape}, its axes say {expected}")
+    if dataset.dtype != np.dtype(dtype) or dataset.chunks is not None or (offset is None and dataset.size):
+        raise ValueError(f"{dataset.name} is not stored as contiguous {np.dtype(dtype).name}")
+    return Block(offset or 0, dataset.shape, dtype)
 
 
 def read_group(file: h5py.Group, path: Path) -> Header:
@@ -315,22 +215,30 @@ def read_group(file: h5py.Group, path: Path) -> Header:
     for name in ("population", "recipe", "data_digest", "digest", "row_digests", "seconds", "form"):
         attributes[name]  # a damaged file may lack it: KeyError
     axes = {name: file[name][()] for name in ("evaluation_epochs", "evaluation_steps", "checkpoint_epochs")}
+    weights = _block(file["weights"])
+    none = Block(0, (weights.shape[0], 0, weights.shape[-1]), "<f2")
     header = Header(
         path=path,
+        id=attributes["population"],
+        digest=attributes["digest"],
         attributes=attributes,
         architecture_json=plain(file["architecture"][()]),
-        layout=_layout(file["layout"][()]),
-        buffer_layout=_layout(file["buffer_layout"][()]),
-        runs=rows_of(file["runs"][()]),
+        layout=layout_of(file["layout"][()]),
+        buffer_layout=layout_of(file["buffer_layout"][()]),
+        table=file["runs"][()],
         metrics=file["metrics"][()],
         metric_names=plain(file["metrics"].attrs["names"]),
-        weights=_block(file["weights"]),
+        weights=weights,
         buffers=_block(file["buffers"]),
+        trajectory=_block(file["trajectory"], none.dtype) if "trajectory" in file else none,
         **axes,
     )
-    _check_shapes(header)
-    if len(attributes["row_digests"]) != len(header.runs):
+    header.check()
+    if len(attributes["row_digests"]) != len(header.table):
         raise ValueError("it lacks digests of some runs")
+    for name in header.table.dtype.names or ():
+        if header.table.dtype[name].kind == "S":
+            header.table[name].tobytes().decode()  # damaged text: UnicodeDecodeError
     return header
 
 
@@ -352,16 +260,6 @@ def read_header(path: str | Path) -> Header:
     except FAULTS as error:
         raise _unusable(path, f"is truncated, damaged or not an HDF5 file ({error})") from error
     return header
-
-
-def damage(header: Header) -> str:
-    """What does not match its digest, computed anew from what is on the disk; "" if all is well."""
-    arrays = header.weights.map(header.path), header.buffers.map(header.path), header.metrics
-    rows = header.attributes["row_digests"]
-    for expected, *parts in zip(rows, header.runs, *arrays, strict=True):
-        if _row_digest(*parts) != expected:
-            return f"run {parts[0]['id']} does not match its digest"
-    return "" if _whole_digest(header, rows) == header.digest else "its tables do not match its digest"
 
 
 def verify(path: str | Path) -> Header:

@@ -15,7 +15,7 @@ import pytest
 
 from collect import data, zoo_file
 from collect.population import Population, train
-from collect.recipe import Recipe, canonical_json, population_id, run_id
+from collect.recipe import ADDED, Recipe, canonical_json, population_id, run_id
 from collect.zoo_file import read_header, verify, write
 from generators.errors import ZooError
 
@@ -93,6 +93,83 @@ def test_a_model_without_buffers(tmp_path: Path) -> None:
     recipe = Recipe(architecture="mlp-1-w4", epochs=1, batch_size=256)
     header = verify(write(train(recipe, [0], data.load("digits")), tmp_path))
     assert header.buffers.map(header.path).shape == (1, 1, 0)
+
+
+def half(population: Population) -> Population:
+    return replace(population, recipe=replace(population.recipe, trajectory="float16"))
+
+
+def test_states_before_the_last_in_half_precision(population: Population, tmp_path: Path) -> None:
+    """The last is kept bit for bit; every way of reading gives float32."""
+    header = verify(write(half(population), tmp_path))
+    assert header.attributes["schema"] == 2 and header.checkpoints == 3
+    assert header.weights.offset % 64 == header.trajectory.offset % 64 == 0
+    with h5py.File(header.path) as file:
+        assert file["weights"].shape[1] == 1 and file["weights"].dtype == "<f4"
+        assert file["trajectory"].shape[1] == 2 and file["trajectory"].dtype == "<f2"
+        assert file["trajectory"].chunks is None
+    expected = population.weights.copy()
+    expected[:, :-1] = expected[:, :-1].astype(np.float16)
+    assert header.states().dtype == np.float32
+    np.testing.assert_array_equal(header.states(), expected)
+    for checkpoint in (0, 1, 2, -1, -2, -3):
+        np.testing.assert_array_equal(header.state(checkpoint), expected[:, checkpoint])
+    with pytest.raises(IndexError):
+        header.state(3)
+    whole = header.path.stat().st_size, read_header(write(population, tmp_path / "float32")).path.stat().st_size
+    assert whole[1] - whole[0] == pytest.approx(population.weights[:, :-1].nbytes / 2, abs=4096)
+
+
+def test_a_flipped_bit_in_a_trajectory_is_found(population: Population, tmp_path: Path) -> None:
+    header = verify(write(half(population), tmp_path))
+    content = bytearray(header.path.read_bytes())
+    content[header.trajectory.offset] ^= 1
+    header.path.write_bytes(content)
+    with pytest.raises(ZooError, match=header.runs[0]["id"]):
+        verify(header.path)
+
+
+def test_weights_that_half_precision_cannot_hold_are_stored_in_float32(
+    population: Population, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is not finite anyway is no reason."""
+    for value, schema in ((1e5, 1), (np.inf, 2), (np.nan, 2)):
+        weights = population.weights.copy()
+        weights[1, 0, 7] = value
+        caplog.clear()
+        header = verify(write(half(replace(population, weights=weights)), tmp_path / str(value)))
+        assert header.attributes["schema"] == schema
+        assert ("stored in float32" in caplog.text) == (schema == 1)
+        np.testing.assert_array_equal(header.states()[1, 0, 7], np.float32(value))
+
+
+def test_a_single_state_needs_no_trajectory(tmp_path: Path) -> None:
+    recipe = Recipe(architecture="mlp-1-w4", epochs=1, batch_size=256, trajectory="float16")
+    header = verify(write(train(recipe, [0], data.load("digits")), tmp_path))
+    assert header.attributes["schema"] == 1 and header.checkpoints == 1
+
+
+def test_how_it_was_trained_is_recorded(population: Population, stored: Path, tmp_path: Path) -> None:
+    header = read_header(stored)
+    assert header.attributes["stack"] == getattr(population, "stack", len(SEEDS))
+    assert header.attributes["precision"] == "float32"
+    low = replace(population, recipe=replace(population.recipe, precision="bfloat16"))
+    assert read_header(write(low, tmp_path)).attributes["precision"] == "bfloat16"
+
+
+def test_digests_of_an_earlier_version_still_hold(population: Population, stored: Path, tmp_path: Path) -> None:
+    """A file without the columns that recipes got later has the same digests as one that has them."""
+    header = read_header(stored)
+    older = tmp_path / stored.name
+    with h5py.File(stored) as file, h5py.File(older, "w") as copy:
+        for name in file.attrs:
+            copy.attrs[name] = file.attrs[name]
+        for name in set(file) - {"runs"}:
+            file.copy(name, copy)
+        table = file["runs"][()]
+        copy["runs"] = table[[name for name in table.dtype.names if name not in ADDED]].copy()
+    found = verify(older)
+    assert found.digest == header.digest and not set(ADDED) & set(found.runs[0])
 
 
 def test_runs_that_diverged_are_stored_with_their_nans(tmp_path: Path) -> None:
