@@ -63,12 +63,23 @@ class Batches:
         self.orders = [stream(seed, "order") for seed in seeds]
         self.draws = [stream(seed, "augmentation") for seed in seeds]
 
+    def state(self) -> dict[str, Tensor]:
+        """The states of all streams, uint8 `[K, bytes]` each, from which `load` draws the same epochs once more."""
+        streams = {"orders": self.orders, "draws": self.draws}
+        return {name: torch.stack([one.get_state() for one in each]) for name, each in streams.items() if each}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Set the streams to what `state` returned, of as many members."""
+        for name, streams in (("orders", self.orders), ("draws", self.draws)):
+            for one, own in zip(streams, state[name], strict=True):
+                one.set_state(own.clone())
+
     def _stacked(self, draws: list[Tensor]) -> Tensor:
         """Draws of the members, with the member as last axis."""
         return torch.stack(draws, dim=-1).to(self.device)
 
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass.
+    def epoch(self, *, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass, without the first `skip` batches; the draws are made for all of it when the first is asked for.
 
         Yields:
             Images `[K, B, C, H, W]` of K members, laid out in memory as `[B, H, W, K, C]`, which the grouped form reads
@@ -85,7 +96,7 @@ class Batches:
             )  # [N, 2, K]
         if self.kind.mirror:
             mirrored = self._stacked([torch.rand(count, generator=generator) < 0.5 for generator in self.draws])
-        for start in range(0, count - self.batch_size + 1, self.batch_size):
+        for start in range(skip * self.batch_size, count - self.batch_size + 1, self.batch_size):
             part = slice(start, start + self.batch_size)
             chosen, y, x = order[part], rows, columns
             if self.kind.mirror:

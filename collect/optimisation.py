@@ -34,6 +34,14 @@ class SGD:
             )
         self.weights.add_(gradient, alpha=-lr)
 
+    def state(self) -> dict[str, Tensor]:
+        """What a step changes beside the weights."""
+        return {"velocity": self.velocity}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `state`."""
+        self.velocity.copy_(state["velocity"])
+
 
 class AdamW:
     """Loshchilov and Hutter, ICLR 2019, arXiv 1711.05101: Adam with decoupled weight decay."""
@@ -52,6 +60,16 @@ class AdamW:
         self.second.mul_(SECOND_BETA).addcmul_(gradient, gradient, value=1 - SECOND_BETA)
         scale = (self.second / (1 - SECOND_BETA**self.steps)).sqrt_().add_(EPSILON)
         self.weights.addcdiv_(self.first, scale, value=-lr / (1 - beta**self.steps))
+
+    def state(self) -> dict[str, Tensor]:
+        """What a step changes beside the weights."""
+        return {"first": self.first, "second": self.second, "steps": torch.tensor(self.steps)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `state`."""
+        self.first.copy_(state["first"])
+        self.second.copy_(state["second"])
+        self.steps = int(state["steps"])
 
 
 OPTIMISERS: dict[str, Callable[[Tensor, Recipe], SGD | AdamW]] = {"sgd": SGD, "adamw": AdamW}

@@ -45,9 +45,17 @@ def perform(task: Task, folder: Path, root: Path | None, tick: Tick, *, images: 
 
     `images` is the data set of the plan where the executor has it at hand; otherwise it is loaded.
     """
+    epochs_told, state = 0, unfinished.path_of(folder, task.id)
 
-    def on_epoch(epoch: float) -> None:
-        tick(task.id, min(epoch / task.recipe.epochs, 1.0))
+    def on_step(share: float) -> None:
+        """Look at every step whether to stop, and tell of every epoch that is done."""
+        nonlocal epochs_told
+        epochs = int(share * task.recipe.epochs)
+        if epochs > epochs_told:
+            epochs_told = epochs
+            tick(task.id, share)
+        else:
+            tick()
 
     try:
         with claim(zoo_file.path_of(folder, task.id)):  # before anything that takes time
@@ -56,8 +64,11 @@ def perform(task: Task, folder: Path, root: Path | None, tick: Tick, *, images: 
                 raise ConfigError(
                     f"the checkpoint in {task.recipe.init!r} has changed since the plan was made; plan again"
                 )
-            population = train(task.recipe, task.seeds, images, on_epoch=on_epoch)
+            population = train(
+                task.recipe, task.seeds, images, stack=task.stack, tick=on_step, unfinished_path=state
+            )  # fmt: skip
             zoo_file.write(population, folder)
+            unfinished.discard(state)
     except Interrupted:
         raise
     except PowerhouseError as error:

@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from collect import architectures, stacked
-from collect.augmentation import Batches
+from collect import architectures, unfinished
 from collect.data import ImageSet
-from collect.grouped import Tensors
-from collect.metrics import METRIC_NAMES, losses, measure
-from collect.optimisation import OPTIMISERS, clip
-from collect.recipe import Recipe
-from collect.schedules import learning_rate
-from collect.stacked import CALIBRATION_IMAGES, Form, predict
+from collect.members import TensorSpec, layouts
+from collect.metrics import METRIC_NAMES
+from collect.recipe import Recipe, population_id
+from collect.stacked import predict
+from collect.training import Setup, Stack
+from generators.commandline import Interrupted
 from generators.errors import ConfigError
-from generators.initialiser import init, resolve
-from generators.inventory import inventory
-from generators.seeds import derive
 
 __all__ = ["Population", "TensorSpec", "layouts", "predict", "train"]
-
-log = logging.getLogger(__name__)
-
-INIT_BATCH = 128  # images per batch for initialisers that need data; they get the first training images
-BUFFER_ROLES = {"running_mean": "running_mean", "running_var": "running_var", "num_batches_tracked": "counter"}
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Where one tensor lies in a row of weights or buffers.
-
-    Attributes:
-        name: in the state dict.
-        role: of `generators.inventory.Role` for parameters; running_mean, running_var or counter for buffers.
-        shape: as torch stores it.
-        offset, length: in numbers, from the start of the row.
-    """
-
-    name: str
-    role: str
-    shape: tuple[int, ...]
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -72,6 +43,8 @@ class Population:
         evaluation_epochs: float64 `[E]`, 0 first.
         evaluation_steps: int64 `[E]`, optimiser steps done.
         seconds: wall time of the whole training.
+        stack: most members that were trained together.
+        device: where: "cpu" or the name of the GPU.
     """
 
     recipe: Recipe
@@ -90,100 +63,12 @@ class Population:
     evaluation_epochs: np.ndarray
     evaluation_steps: np.ndarray
     seconds: float
+    stack: int = 0
+    device: str = "cpu"
 
 
-def _layout(named: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[TensorSpec, ...]:
-    """Specs for (name, role, shape), one after the other."""
-    specs, offset = [], 0
-    for name, role, shape in named:
-        length = int(np.prod(shape, dtype=np.int64))
-        specs.append(TensorSpec(name, role, shape, offset, length))
-        offset += length
-    return tuple(specs)
-
-
-def layouts(module: nn.Module) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The layout of a module's weights and of its persistent buffers, in the order of registration."""
-    weights = [(info.name, info.role.value, info.shape) for info in inventory(module)]
-    parameters = {name for name, _, _ in weights}
-    buffers = [
-        (name, BUFFER_ROLES.get(name.rpartition(".")[2], "buffer"), tuple(value.shape))
-        for name, value in module.state_dict().items()
-        if name not in parameters
-    ]
-    return _layout(weights), _layout(buffers)
-
-
-class _Members:
-    """The state of K members: flat weights with a view per parameter, buffers, and which members still train.
-
-    A member whose loss stops being finite is frozen: a copy of its row is set aside. In the stack it computes on, which
-    costs nothing extra and reaches no other member.
-    """
-
-    def __init__(self, recipe: Recipe, seeds: Sequence[int], images: ImageSet, device: torch.device) -> None:
-        states = []
-        chain = resolve(recipe.init)
-        spec = chain[0] if len(chain) == 1 else recipe.init  # a learned initialiser is read once, not once per member
-        first = images.train.images[:CALIBRATION_IMAGES], images.train.labels[:CALIBRATION_IMAGES]
-        batches = list(zip(*(part.split(INIT_BATCH) for part in first), strict=True))
-        for seed in seeds:
-            module = architectures.build(recipe.architecture, shape=images.shape, classes=len(images.classes))
-            init(
-                module, spec, seed=derive(seed, "init"), data=batches, loss=F.cross_entropy,
-                example_inputs=batches[0][0][:1],
-            )  # fmt: skip
-            states.append({name: value.detach() for name, value in module.state_dict().items()})
-        self.layout, self.buffer_layout = layouts(module)
-        stack = {name: torch.stack([state[name] for state in states]).to(device) for name in states[0]}
-        self.flat = torch.cat([stack[spec.name].flatten() for spec in self.layout])
-        segments = self.flat.split([len(seeds) * spec.length for spec in self.layout])
-        self.parameters: Tensors = {
-            spec.name: segment.view(len(seeds), *spec.shape).detach().requires_grad_()
-            for spec, segment in zip(self.layout, segments, strict=True)
-        }
-        self.buffers: Tensors = {spec.name: stack[spec.name] for spec in self.buffer_layout}
-        self.training = np.ones(len(seeds), dtype=bool)
-        self._frozen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weights `[K, P]` and buffers `[K, B]` as they are now, or were when a member was frozen."""
-        found = []
-        for tensors in (self.parameters, self.buffers):
-            flat = [value.detach().reshape(len(value), -1).float() for value in tensors.values()]
-            found.append(
-                torch.cat(flat, dim=1).cpu().numpy() if flat else np.zeros((len(self.training), 0), np.float32)
-            )
-        weights, buffers = found
-        for member, row in self._frozen.items():
-            weights[member], buffers[member] = row
-        return weights, buffers
-
-    def freeze_unless(self, finite: Tensor, *, step: int) -> None:
-        """Set members aside that trained until now and for which `finite` `[K]` is False."""
-        lost = np.flatnonzero(self.training & ~finite.cpu().numpy())
-        if len(lost):
-            weights, buffers = self.rows()
-            for member in lost.tolist():
-                self._frozen[member] = (weights[member].copy(), buffers[member].copy())
-                self.training[member] = False
-                log.info("member %d diverged at step %d", member, step)
-
-
-def _evaluate(form: Form, members: _Members, images: ImageSet, recipe: Recipe, device: torch.device) -> Tensor:
-    """Metrics `[K, M]` in the order of `METRIC_NAMES`; see `Recipe.statistics`."""
-    first = slice(CALIBRATION_IMAGES)
-    pictures = images.train.images[first].to(device)
-    buffers = members.buffers
-    if recipe.statistics == "train":
-        buffers, found = stacked.calibrate(form, members.parameters, buffers, pictures)
-    else:
-        found = stacked.logits(form, members.parameters, buffers, pictures)
-    metrics = [measure(found, images.train.labels[first].to(device))]
-    for part in (images.validation, images.test):
-        found = stacked.logits(form, members.parameters, buffers, part.images.to(device))
-        metrics.append(measure(found, part.labels.to(device)))
-    return torch.cat(metrics, dim=1)
+def _as_tensors(result: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(value) for name, value in result.items()}
 
 
 def train(
@@ -191,96 +76,88 @@ def train(
     seeds: Sequence[int],
     images: ImageSet,
     *,
-    on_epoch: Callable[[float], None] | None = None,
+    stack: int | None = None,
+    tick: Callable[[float], object] | None = None,
+    unfinished_path: Path | None = None,
+    save_every: float = unfinished.EVERY,
     device: str | torch.device = "cpu",
 ) -> Population:
-    """Train one network per seed, all together.
+    """Train one network per seed, in stacks of members that are trained together.
 
-    A member's initial weights, order of images and augmentation depend on its own seed only, its order and augmentation
-    not on `recipe.init`.
+    A member's initial weights, order of images, augmentation and dropout depend on its own seed only, all but the first
+    not on `recipe.init`. Its stack shows in nothing but the rounding of sums.
 
     Args:
         recipe: how; `recipe.data` is not loaded, `images` is used.
         seeds: K distinct seeds.
         images: the data.
-        on_epoch: called with the epoch after every evaluation; what it raises ends the training.
-        device: where to train, in float32.
+        stack: most members to train together; None or 0 for all. Stacks are trained one after the other.
+        tick: called before every step with the share of the training that is done, 0 to 1. What it raises ends the
+            training; if that is `Interrupted` or `KeyboardInterrupt`, the training state is saved first.
+        unfinished_path: where the training state is saved; if there is one of this training, it goes on from there and
+            ends with the same bits as if it had never stopped. Deleting it at last is the caller's task.
+        save_every: seconds between two saves.
+        device: where to train.
 
     Raises:
         ConfigError: the recipe does not fit the data, or the seeds repeat.
         UnknownNameError: no such initialiser.
     """
     start = time.perf_counter()
-    device = torch.device(device)
+    seeds, device = tuple(int(seed) for seed in seeds), torch.device(device)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"a population needs distinct seeds, at least one; got {list(seeds)}")
-    steps_per_epoch = len(images.train) // recipe.batch_size
-    if steps_per_epoch < recipe.evaluations_per_epoch:
-        raise ConfigError(
-            f"{images.name} has {len(images.train)} training images, {steps_per_epoch} batches of {recipe.batch_size} "
-            f"an epoch; a smaller batch_size is needed for {recipe.evaluations_per_epoch} evaluations per epoch"
-        )
-    shape, classes = images.shape, len(images.classes)
-    form = stacked.choose(recipe.architecture, shape=shape, classes=classes)
-    members = _Members(recipe, seeds, images, device)
-    optimiser = OPTIMISERS[recipe.optimiser](members.flat, recipe)
-    batches = Batches(images, seeds, batch_size=recipe.batch_size, augmentation=recipe.augmentation, device=device)
-    leaves = list(members.parameters.values())
+    setup = Setup(recipe, images, device=device)
+    size = min(stack or len(seeds), len(seeds))
+    parts = [seeds[first : first + size] for first in range(0, len(seeds), size)]
+    belongs_to = {
+        "population": population_id(recipe, images.digest, seeds), "stack": str(size), "form": setup.form.name,
+        "device": device.type, "threads": str(torch.get_num_threads()),
+    }  # fmt: skip
+    keeper = unfinished.Keeper(unfinished_path, belongs_to, every=save_every)
+    kept = keeper.load()
+    start -= float(kept.get("seconds", 0.0))
+    finished = list(kept.get("finished", {}).values())
+    results = [{name: value.numpy() for name, value in result.items()} for result in finished]
+    running = kept.get("running")
 
-    evaluations = np.arange(recipe.epochs * recipe.evaluations_per_epoch + 1) / recipe.evaluations_per_epoch
-    evaluation_steps = np.rint(evaluations * steps_per_epoch).astype(np.int64)
-    metrics = np.full((len(seeds), len(evaluations), len(METRIC_NAMES)), np.nan, np.float32)
-    checkpoints: list[tuple[np.ndarray, np.ndarray]] = []
-    evaluated = 0
+    def state() -> unfinished.State:
+        return {
+            "seconds": torch.tensor(time.perf_counter() - start, dtype=torch.float64),
+            "finished": {f"{number:06}": _as_tensors(result) for number, result in enumerate(results)},
+            "running": current.state(),
+        }
 
-    def record(step: int) -> None:
-        """Evaluate and store what is due after `step` steps."""
-        nonlocal evaluated
-        if step == evaluation_steps[evaluated]:
-            found = _evaluate(form, members, images, recipe, device)
-            members.freeze_unless(found.isfinite().all(dim=1), step=step)
-            metrics[members.training, evaluated] = found.cpu().numpy()[members.training]
-            if on_epoch is not None:
-                on_epoch(float(evaluations[evaluated]))
-            evaluated += 1
-        if step % steps_per_epoch == 0 and step // steps_per_epoch in recipe.checkpoint_epochs:
-            checkpoints.append(members.rows())
-
-    step = 0
-    record(step)
-    for _ in range(recipe.epochs):
-        if not members.training.any():
-            break
-        for pictures, labels in batches.epoch():
-            loss = losses(
-                form(members.parameters, members.buffers, pictures, training=True),
-                labels, smoothing=recipe.label_smoothing,
-            )  # fmt: skip
-            members.freeze_unless(loss.detach().isfinite(), step=step)
-            gradients = torch.autograd.grad(loss.sum(), leaves)
-            if recipe.clip_norm:
-                clip(gradients, recipe.clip_norm)
-            rate = learning_rate(recipe, step, steps_per_epoch=steps_per_epoch)
-            optimiser.step(torch.cat([gradient.flatten() for gradient in gradients]), lr=rate)
-            step += 1
-            record(step)
-    checkpoints += [members.rows()] * (len(recipe.checkpoint_epochs) - len(checkpoints))  # if all diverged
-    weights, buffers = (np.stack(rows, axis=1) for rows in zip(*checkpoints, strict=True))
+    for part in parts[len(results) :]:
+        current, running = Stack(setup, part, state=running), None
+        while not current.finished:
+            keeper.save_if_due(state)
+            if tick is not None:
+                try:
+                    tick((len(results) + current.progress) / len(parts))
+                except (Interrupted, KeyboardInterrupt):  # between two steps, so the state is whole
+                    keeper.save(state())
+                    raise
+            current.step()
+        results.append(current.result())
+    whole = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
     return Population(
         recipe=recipe,
-        seeds=tuple(int(seed) for seed in seeds),
+        seeds=seeds,
         data_digest=images.digest,
-        architecture_json=architectures.parse(recipe.architecture).to_json(shape=shape, classes=classes),
-        form=form.name,
-        status=tuple("ok" if training else "diverged" for training in members.training.tolist()),
-        layout=members.layout,
-        buffer_layout=members.buffer_layout,
-        weights=weights,
-        buffers=buffers,
+        architecture_json=architectures.parse(recipe.architecture).to_json(shape=setup.shape, classes=setup.classes),
+        form=setup.form.name,
+        status=tuple("ok" if ok else "diverged" for ok in whole["ok"].tolist()),
+        layout=setup.layout,
+        buffer_layout=setup.buffer_layout,
+        weights=whole["weights"],
+        buffers=whole["buffers"],
         checkpoint_epochs=np.asarray(recipe.checkpoint_epochs, dtype=np.int64),
-        metrics=metrics,
+        metrics=whole["metrics"],
         metric_names=METRIC_NAMES,
-        evaluation_epochs=evaluations,
-        evaluation_steps=evaluation_steps,
+        evaluation_epochs=setup.evaluations,
+        evaluation_steps=setup.evaluation_steps,
         seconds=time.perf_counter() - start,
+        stack=size,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )

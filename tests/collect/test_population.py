@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from collect import architectures, population
+from collect import architectures, training
 from collect.augmentation import Batches
 from collect.data import ImageSet, load
 from collect.population import Population, layouts, train
@@ -146,13 +146,29 @@ def test_a_member_alone_is_the_member_among_others(images: ImageSet) -> None:
     assert np.abs(among.weights[1, 1] - among.weights[0, 1]).max() > 0.1
 
 
+def test_stacks_one_after_the_other_are_the_same_networks(images: ImageSet) -> None:
+    """Stacks of two and one against three together: two steps, for rounding as in the test above; and one at a time."""
+    recipe = dataclasses.replace(BASE, epochs=1, batch_size=640, augmentation="flip-crop")
+    shares: list[float] = []
+    together, apart = train(recipe, [3, 4, 5], images), train(recipe, [3, 4, 5], images, stack=2, tick=shares.append)
+    alone = [train(recipe, [seed], images) for seed in (3, 4, 5)]
+    assert (together.stack, apart.stack, alone[0].stack, train(recipe, [3], images, stack=9).stack) == (3, 2, 1, 1)
+    assert shares == [0, 0.25, 0.5, 0.75]
+    assert apart.seeds == together.seeds and apart.status == together.status
+    for name in ("weights", "buffers", "metrics"):
+        found = getattr(apart, name)
+        np.testing.assert_allclose(found, getattr(together, name), rtol=0, atol=1e-4)
+        assert np.array_equal(found[2], getattr(alone[2], name)[0])
+    mlp = dataclasses.replace(recipe, architecture="mlp-2-w16")
+    assert np.array_equal(train(mlp, [3, 4, 5], images, stack=1).weights, train(mlp, [3, 4, 5], images).weights)
+
+
 def test_fractional_epochs_and_chosen_checkpoints_do_not_change_the_training(
     base: Population, images: ImageSet
 ) -> None:
-    seen: list[float] = []
     recipe = dataclasses.replace(BASE, evaluations_per_epoch=4, saved=(0, 2), statistics="running")
-    often = train(recipe, [3, 4, 5], images, on_epoch=seen.append)
-    assert seen == often.evaluation_epochs.tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
+    often = train(recipe, [3, 4, 5], images)
+    assert often.evaluation_epochs.tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
     assert often.evaluation_steps.tolist() == [0, 2, 5, 8, 10, 12, 15, 18, 20]
     assert often.checkpoint_epochs.tolist() == [0, 2]
     assert np.array_equal(often.weights, base.weights[:, [0, 2]])
@@ -165,12 +181,12 @@ def test_the_initialiser_does_not_move_the_order_of_the_data(images: ImageSet, m
     seen: list[list[float]] = []
 
     class Watched(Batches):
-        def epoch(self):
-            for pictures, labels in super().epoch():
+        def epoch(self, *, skip: int = 0):
+            for pictures, labels in super().epoch(skip=skip):
                 seen[-1].append(float(pictures.double().sum()))
                 yield pictures, labels
 
-    monkeypatch.setattr(population, "Batches", Watched)
+    monkeypatch.setattr(training, "Batches", Watched)
     final = []
     for name in ("he", "xavier"):
         seen.append([])
@@ -268,8 +284,8 @@ def test_what_does_not_fit_is_refused(images: ImageSet) -> None:
 
 
 def test_an_interruption_reaches_the_caller(images: ImageSet) -> None:
-    def stop(epoch: float) -> None:
+    def stop(share: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(BASE, [1], images, on_epoch=stop)
+        train(BASE, [1], images, tick=stop)
