@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from collect.architectures import mlp, mobilenet, resnet, vgg, vit
+from collect.architectures import cnn, mlp, mobilenet, resnet, vgg, vit
 from generators.errors import ConfigError, unknown_name
 
 Build = Callable[..., nn.Module]
@@ -43,6 +43,10 @@ FAMILIES: dict[str, Family] = {
     "resnet": Family(
         resnet.build, "layers with weights on the longest path, 6n + 2", "channels w, 2w, 4w in the three stages",
         "He et al., CVPR 2016, arXiv 1512.03385, section 4.2", "resnet-20-w16",
+    ),
+    "cnn": Family(
+        cnn.build, "3x3 convolutions, at least 1", "channels of all of them",
+        "Unterthiner et al., 2020, arXiv 2002.11448, without its first stride", "cnn-3-w16",
     ),
     "vgg": Family(
         vgg.build, "3x3 convolutions, at least 3", "channels w, 2w, 4w in the three stages",

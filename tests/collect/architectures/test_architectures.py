@@ -46,6 +46,13 @@ def test_resnet_20_is_the_one_of_the_paper() -> None:
     assert sum(value.numel() for value in model.parameters()) == 269_722
 
 
+def test_cnn_is_the_one_of_the_small_cnn_zoo_on_one_colour() -> None:
+    """Unterthiner et al. 2020: three convolutions of 16 channels and a linear layer, 4,970 numbers in all."""
+    model = architectures.build("cnn-3-w16", shape=(1, 8, 8), classes=10)
+    assert sum(value.numel() for value in model.parameters()) == 4_970
+    assert [part.stride for part in model if isinstance(part, nn.Conv2d)] == [(1, 1), (2, 2), (2, 2)]
+
+
 def test_shortcut_takes_every_second_pixel_and_adds_zero_channels() -> None:
     images = torch.arange(2 * 3 * 5 * 5.0).view(2, 3, 5, 5)
     found = Shortcut(3, 6, stride=2)(images)
