@@ -14,6 +14,8 @@ from typing import Any
 from collect.executors.base import Executor
 from collect.executors.here import Here
 from collect.executors.processes import Processes
+from collect.executors.ray import Ray
+from collect.executors.submitit import Submitit
 from generators.errors import ConfigError, unknown_name
 
 __all__ = ["EXECUTORS", "Executor", "make"]
@@ -21,6 +23,8 @@ __all__ = ["EXECUTORS", "Executor", "make"]
 EXECUTORS: dict[str, Callable[..., Executor]] = {
     "here": Here,
     "processes": Processes,
+    "ray": Ray,
+    "submitit": Submitit,
 }
 
 

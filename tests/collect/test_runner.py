@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from collect import durable, perform, runner, zoo_file
+from collect.executors import attempt
 from collect.plan import Task, plan, saved, sweep
 from collect.recipe import Recipe
 from collect.runner import CollectError, check, collect
@@ -192,7 +193,8 @@ def test_many_recipes_in_one_call_the_longest_first(tmp_path: Path) -> None:
     assert {task.id for task in saved(tmp_path)} == set(costs)
 
 
-def test_progress_adds_up_to_the_number_of_networks(tmp_path: Path) -> None:
+def test_progress_adds_up_to_the_number_of_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "TICK_SECONDS", 0.0)
     tasks = plan(sweep(TINY, epochs=[1, 3]), runs=5, together=3)
     counts = []
     for part in (tasks[2:], tasks):  # the second call finds half of its populations
@@ -201,7 +203,8 @@ def test_progress_adds_up_to_the_number_of_networks(tmp_path: Path) -> None:
         assert sum(steps) == pytest.approx(sum(len(task.seeds) for task in part))
         assert min(steps) > 0
         counts.append(len(steps))
-    assert counts == [2 * 3, 2 * 1 + 2]  # one for every epoch, one for every population that was there
+    # At least one for every epoch; one for every population that was there.
+    assert counts[0] >= 2 * 3 and counts[1] >= 2 * 1 + 2
 
 
 def test_one_failure_is_reported_and_the_rest_is_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
