@@ -1,37 +1,31 @@
-"""`python -m collect run | status | verify | pack | card`."""
+"""`python -m collect plan | run | status | verify | pack | card`."""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import numpy as np
 import tyro
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from collect import packed
 from collect.card import place_of
 from collect.card import write as write_card
 from collect.durable import durable
-from collect.plan import TOGETHER, Task, plan, saved, sweep
+from collect.flags import RunConfig
+from collect.plan import Task, digest, read, saved_plans, write
 from collect.provenance import provenance
-from collect.recipe import Recipe
 from collect.runner import collect
-from collect.standing import Standing, standings
+from collect.screens import in_words, plan_table, show, swept, table_of, zoo_table
+from collect.spec import tasks_of
+from collect.standing import standings
 from collect.zoo import Zoo, scan
-from collect.zoo_file import Header
+from collect.zoo_file import NewerSchemaError, path_of
 from generators.commandline import progress
-from generators.errors import ZooError
-
-log = logging.getLogger(__name__)
+from generators.errors import ConfigError, ZooError
 
 DESCRIPTION = """Train many networks and keep their weights and learning curves in a zoo, a folder of HDF5 files.
 
@@ -39,111 +33,108 @@ Example, half a minute on two cores, nothing to download:
   python -m collect run --data digits --architectures resnet-8-w4 mlp-2-w32 --runs 8 --epochs 5 --out zoo/
   python -m collect status zoo/
 
+Larger sweeps are written down in a spec, from which a plan follows (`python -m collect plan --help`):
+  python -m collect plan SPEC.json --out PLAN.json
+  python -m collect run --plan PLAN.json --out zoo/
+
 A run that was interrupted or killed goes on where it was when the same command is given again."""
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """What is trained: every architecture x every initialiser x every learning rate, `--runs` times each."""
+# --- planning ----------------------------------------------------------------------------------------------------
 
-    architectures: tuple[str, ...]
-    """Networks as FAMILY-DEPTH-wWIDTH: resnet-20-w16, vgg-6-w16, mobilenet-6-w16, mlp-3-w64, vit-4-w32."""
-    out: Path
-    """Folder of the zoo; made if it is not there, added to if it is."""
-    data: str = "digits"
-    """digits (no download), a torchvision set like cifar10, or FILE.npz with x_train, y_train, x_test, y_test."""
-    init: tuple[str, ...] = ("he",)
-    """Initialisers; `python -m generators list` shows all. Runs with equal seeds under two of them are pairs."""
-    lr: tuple[float, ...] = (0.1,)
-    """Highest learning rates."""
-    runs: int = 8
-    """Networks for every combination."""
-    first_seed: int = 0
-    """Seed of the first run. To add 8 networks to a zoo of 8: --first-seed 8 --runs 8."""
-    together: int = TOGETHER
-    """Networks trained together in one process and stored in one file."""
-    epochs: int = 20
-    """Passes over the training images."""
-    batch_size: int = 64
-    """Images per step."""
-    optimiser: Literal["sgd", "adamw"] = "sgd"
-    """Update rule."""
-    momentum: float = 0.9
-    """Of SGD; the first beta of AdamW."""
-    nesterov: bool = False
-    """Nesterov momentum for SGD."""
-    weight_decay: float = 5e-4
-    """On all parameters."""
-    schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"
-    """Learning rate over time."""
-    warmup_epochs: float = 0.0
-    """Linear rise of the learning rate at the start, part of --epochs."""
-    augmentation: Literal["none", "shift", "flip-crop"] = "none"
-    """Random changes of training images."""
-    label_smoothing: float = 0.0
-    """Of the training loss."""
-    clip_norm: float = 0.0
-    """Largest gradient norm of a network, 0 for no clipping."""
-    evaluations_per_epoch: int = 1
-    """How often metrics are measured; once before any training comes on top."""
-    saved: Literal["last", "all"] | tuple[int, ...] = "last"
-    """Epochs whose weights are kept: last, all (0 included), or a list of epochs."""
-    statistics: Literal["train", "running"] = "train"
-    """Batch-norm statistics in evaluations: measured anew on training images, or the running averages."""
-    workers: int | None = None
-    """Processes; default one per usable core."""
-    data_root: Path | None = None
-    """Folder of downloaded data sets."""
-    download: bool = False
-    """Fetch the data set if it is not there."""
 
-    def tasks(self) -> list[Task]:
-        """The plan, checked; see `collect.plan.plan` for what it raises."""
-        swept = {"architecture": self.architectures, "init": self.init, "lr": self.lr}
-        single = {name: value for name, value in asdict(self).items() if name in Recipe.__dataclass_fields__}
-        base = Recipe(**single | {name: values[0] for name, values in swept.items() if values})
-        return plan(
-            sweep(base, **swept), runs=self.runs, first_seed=self.first_seed, together=self.together,
-            root=self.data_root, download=self.download,
-        )  # fmt: skip
+def plan(
+    spec: tyro.conf.Positional[Path], *, out: Path | None = None, data_root: Path | None = None, download: bool = False
+) -> None:
+    """Make a plan from a spec: which networks are trained, and in which files they will be. Nothing is trained.
+
+    A spec is JSON. "recipe" holds for all networks, "grid" is every combination of its lists, and every combination is
+    trained under each of the draws of "random" (uniform, log_uniform, integer, choice); "runs" times each:
+
+      {"seed": 0, "runs": 8,
+       "recipe": {"data": "digits", "epochs": 20, "saved": "all"},
+       "grid": {"family": ["resnet"], "depth": [8, 14], "width": [4, 8], "init": ["he", "orthogonal"]},
+       "random": {"count": 10, "lr": {"log_uniform": [0.01, 0.3]}, "momentum": {"choice": [0.8, 0.9]}}}
+
+    Fields are those of collect.recipe.Recipe (the flags of `collect run`), with family, depth and width in place of
+    architecture if you like. Optional: "first_seed"; "seeds": "paired" (0, 1, ... under every recipe, for comparisons)
+    or "independent" (hashed, so that seed and recipe are not confounded); "together", the most networks in one file.
+
+    Args:
+        spec: the spec; or a plan, to look at it.
+        out: the plan to write; without it, the plan is only shown.
+        data_root: folder of downloaded data sets.
+        download: fetch data sets that are not there.
+    """
+    tasks, made_from = tasks_of(spec, root=data_root, download=download)
+    if out is not None:
+        if out.exists():
+            read(out)  # refuses to overwrite what is no plan
+        write(tasks, out, spec=made_from)
+    recipes = list(dict.fromkeys(task.recipe for task in tasks))
+    networks, cost = sum(len(task.seeds) for task in tasks), sum(task.cost for task in tasks)
+    counts = f"{len(recipes)} recipes, {networks} networks in {len(tasks)} populations, {cost:.2g} operations"
+    differ = swept(recipes)
+    show(f"{out or spec}: {counts}", table=plan_table(tasks), notes=[f"swept: {differ}"] if differ else [])
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+# Flags that say where and how, not what.
+NOT_PLANNED = ("out", "plan", "workers", "executor", "address", "slurm", "data_root", "download")
+
+
+def _refuse_flags(path: Path) -> None:
+    """Raise `ConfigError` if the command line says what to train beside the plan."""
+    flags = {f"--{each.name}".replace("_", "-") for each in fields(RunConfig) if each.name not in NOT_PLANNED}
+    given = {argument.split("=")[0].replace("_", "-").replace("--no-", "--") for argument in sys.argv[1:]}
+    if both := sorted(flags & given):
+        raise ConfigError(
+            f"--plan {path} says all that is trained, so {', '.join(both)} cannot be given beside it; change the spec, "
+            "or leave out --plan"
+        )
+
+
+def _refuse_newer(tasks: Sequence[Task], folder: Path) -> None:
+    """Raise `NewerSchemaError` if a newer version wrote a population of the plan."""
+    files = {path_of(folder, task.id) for task in tasks}
+    _, bad = scan(folder) if folder.is_dir() else ((), {})
+    for path, error in bad.items():
+        if isinstance(error, NewerSchemaError) and path in files:
+            raise error
 
 
 def run(config: Annotated[RunConfig, tyro.conf.arg(name="")]) -> None:
     """Train networks and store them; given again, it trains what is missing.
 
     Example: python -m collect run --data digits --architectures resnet-8-w8 resnet-14-w8 --init he --runs 8
-    --epochs 20 --out zoo/
+    --epochs 20 --out zoo/, or, after python -m collect plan SPEC.json --out PLAN.json: python -m collect run --plan
+    PLAN.json --out zoo/
     """
-    tasks = config.tasks()
-    resolved = {"format": 1, "command": "collect run", "config": asdict(config), "provenance": provenance()}
-    with durable(config.out / "config.json") as temporary:
-        temporary.write_text(json.dumps(resolved, indent=1, sort_keys=True, default=str))
+    if config.plan is not None:
+        _refuse_flags(config.plan)
+        tasks, spec = tasks_of(config.plan, root=config.data_root, download=config.download)
+    elif config.architectures:
+        made = config.spec()
+        tasks, spec = made.plan(root=config.data_root, download=config.download), made.to_json()
+    else:
+        raise ConfigError("nothing to train: name --architectures, like resnet-8-w4, or a --plan")
+    executor = config.made_executor()
+    _refuse_newer(tasks, config.out)
+    how = {name: value for name, value in asdict(config).items() if name in NOT_PLANNED}
+    stored = {"format": 2, "command": "collect run", "spec": spec, "config": how, "provenance": provenance()}
+    place = config.out / f"config-{digest(tasks)}.json"
+    if not place.exists():  # the first one says who began
+        with durable(place) as temporary:
+            temporary.write_text(json.dumps(stored, indent=1, sort_keys=True, default=str))
     networks = sum(len(task.seeds) for task in tasks)
     with progress(f"training {networks} networks", networks) as bar:
-        collect(tasks, config.out, workers=config.workers, root=config.data_root, on_progress=bar.advance)
+        collect(tasks, config.out, executor=executor, root=config.data_root, on_progress=bar.advance)
     status(config.out)
 
 
-def _show(title: str, table: Table, bad: dict[Path, ZooError]) -> None:
-    console = Console(soft_wrap=True)
-    console.print(Text(title, style="bold"))
-    if table.row_count:
-        console.print(table, soft_wrap=False)
-    for error in bad.values():
-        console.print(Text(f"not usable: {error}", style="red"))
-
-
-def _in_words(standing: Standing) -> str:
-    """One line on where a plan stands."""
-    states = ", ".join(f"{getattr(standing, name)} {name}" for name in ("done", "running", "failed", "open"))
-    words = [f"{standing.plan}: {standing.networks} networks: {states}"]
-    if standing.per_minute is not None:
-        rate = f"{standing.per_minute:,.0f}" if standing.per_minute >= 100 else f"{standing.per_minute:.3g}"
-        words.append(f"{rate} networks per minute and process")
-    if standing.done < standing.networks and standing.minutes_left is not None:
-        processes = f"the {standing.processes} at work" if standing.processes > 1 else "one process"
-        words.append(f"{standing.minutes_left:.3g} minutes left with {processes}")
-    return "; ".join(words)
+# --- zoos --------------------------------------------------------------------------------------------------------
 
 
 def status(folder: tyro.conf.Positional[Path]) -> None:
@@ -153,34 +144,20 @@ def status(folder: tyro.conf.Positional[Path]) -> None:
         folder: the zoo.
     """
     headers, bad = scan(folder)
-    there, planned = {header.id for header in headers}, saved(folder)
-    columns = ("data", "architecture", "init", "lr", "epochs")
-    rows: dict[tuple, list[Header]] = defaultdict(list)
-    missing: dict[tuple, int] = defaultdict(int)
-    for task in planned:
-        if task.id not in there:
-            missing[tuple(getattr(task.recipe, name) for name in columns)] += len(task.seeds)
-    for header in headers:
-        rows[tuple(header.runs[0][name] for name in columns)].append(header)
-    minutes = sum(header.attributes["seconds"] for header in headers) / 60
-    table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
-    for name in (*columns, "networks", "diverged", "test accuracy"):
-        table.add_column(name, justify="left" if name in columns[:3] else "right", no_wrap=name != "init")
-    for key in sorted({*rows, *missing}, key=str):
-        accuracies = [
-            header.metrics[row, -1, header.metric_names.index("test_accuracy")]
-            for header in rows[key] for row, run in enumerate(header.runs) if run["status"] == "ok"
-        ]  # fmt: skip
-        diverged = sum(run["status"] == "diverged" for header in rows[key] for run in header.runs)
-        spread = f"{np.mean(accuracies):.3f} ± {np.std(accuracies):.3f}" if accuracies else ""
-        networks = sum(len(header.runs) for header in rows[key])
-        wanted = f" of {networks + missing[key]}" if missing[key] else ""
-        table.add_row(*map(str, key), f"{networks}{wanted}", str(diverged), spread)
-    networks = sum(len(header.runs) for header in headers)
-    _show(f"{folder}: {networks} networks, {minutes:.1f} minutes of training", table, bad)
-    console = Console(soft_wrap=True)
-    for each in standings(folder, headers, bad):
-        console.print(Text(_in_words(each)))
+    plans, bad_plans = saved_plans(folder)
+    planned = {task.id: task for tasks in plans.values() for task in tasks}
+    there = {header.id: header for header in headers}
+    missing = [task for name, task in planned.items() if name not in there]
+    notes = [in_words(each) for each in standings(folder, plans, headers, bad)]
+    strangers = [header for name, header in there.items() if name not in planned] if plans else []
+    if strangers:
+        networks = sum(len(header.runs) for header in strangers)
+        notes.append(f"{networks} networks in {len(strangers)} files belong to no plan here")
+    networks, minutes = sum(len(header.runs) for header in headers), sum(h.attributes["seconds"] for h in headers) / 60
+    show(
+        f"{folder}: {networks} networks, {minutes:.1f} minutes of training", table=zoo_table(headers, missing),
+        bad=[*bad.values(), *bad_plans.values()], notes=notes,
+    )  # fmt: skip
 
 
 def verify(folder: tyro.conf.Positional[Path]) -> None:
@@ -190,10 +167,10 @@ def verify(folder: tyro.conf.Positional[Path]) -> None:
         folder: the zoo.
     """
     headers, bad = scan(folder, verify=True)
-    table = Table("file", "networks", "digest", box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+    table = table_of("file", "networks", "digest", left=("file", "digest"))
     for header in headers:
         table.add_row(header.path.name, str(len(header.runs)), header.digest)
-    _show(f"{folder}: {len(headers)} files whole, {len(bad)} not usable", table, bad)
+    show(f"{folder}: {len(headers)} files whole, {len(bad)} not usable", table=table, bad=bad.values())
     if bad:
         names = ", ".join(path.name for path in bad)
         raise ZooError(f"{len(bad)} of {len(bad) + len(headers)} files in {folder} are not usable: {names}")
@@ -210,7 +187,7 @@ def pack(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) ->
     path = packed.write(headers, out)
     networks = sum(len(header.runs) for header in headers)
     title = f"{path}: {networks} networks in {len(headers)} populations, {path.stat().st_size / 1e6:.1f} MB, digest "
-    _show(f"{title}{packed.zoo_digest(headers)}", Table(), bad)
+    show(f"{title}{packed.zoo_digest(headers)}", bad=bad.values())
 
 
 def card(folder: tyro.conf.Positional[Path], *, out: Path | None = None, licence: str | None = None) -> None:
@@ -222,12 +199,12 @@ def card(folder: tyro.conf.Positional[Path], *, out: Path | None = None, licence
         licence: of the networks, such as CC-BY-4.0.
     """
     path = write_card(Zoo(folder), out or place_of(folder), licence=licence)
-    _show(f"{path} and {path.with_suffix('.png').name} are written", Table(), {})
+    show(f"{path} and {path.with_suffix('.png').name} are written")
 
 
 def main() -> None:
     """Parse the command line and run the command."""
     commands: dict[str, Callable[..., None]] = {
-        "run": run, "status": status, "verify": verify, "pack": pack, "card": card
+        "plan": plan, "run": run, "status": status, "verify": verify, "pack": pack, "card": card
     }  # fmt: skip
     tyro.extras.subcommand_cli_from_dict(commands, prog="python -m collect", description=DESCRIPTION)

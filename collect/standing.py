@@ -8,12 +8,12 @@ populations took, in proportion to the plan's estimate of operations.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from collect.durable import claimed
-from collect.plan import Task, saved_plans
+from collect.plan import Task
 from collect.zoo_file import SUFFIX, Header
 
 
@@ -61,17 +61,15 @@ def _seconds_left(missing: Sequence[Task], done: Sequence[tuple[Task, float]]) -
     return sum(task.cost * seconds[key] / cost[key] for task, key in zip(missing, keys, strict=True))
 
 
-def standings(folder: Path, headers: Sequence[Header], bad: Collection[Path]) -> list[Standing]:
-    """Every plan of the zoo `folder`, given what `collect.zoo.scan` found in it.
-
-    Raises:
-        ZooError: a plan file is damaged.
-    """
+def standings(
+    folder: Path, plans: Mapping[str, Sequence[Task]], headers: Sequence[Header], bad: Collection[Path]
+) -> list[Standing]:
+    """Every one of `plans`, given what `collect.zoo.scan` found in the zoo `folder`."""
     there = {header.id: header.attributes["seconds"] for header in headers}
     damaged = {path.name.removesuffix(SUFFIX) for path in bad}
     at_work = {name.removesuffix(SUFFIX) for name in claimed(folder)}
     found = []
-    for name, tasks in saved_plans(folder).items():
+    for name, tasks in plans.items():
         groups: dict[str, list[Task]] = defaultdict(list)
         for task in tasks:
             state = "done" if task.id in there else "running" if task.id in at_work else "open"

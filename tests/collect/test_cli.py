@@ -32,9 +32,11 @@ def test_run_makes_a_zoo_its_plan_and_its_config(
     zoo = Zoo(folder)
     assert len(zoo) == 12 and len(zoo.populations) == 8
     assert {(run["init"], run["lr"]) for run in zoo.runs} == {(a, b) for a in ("he", "xavier") for b in (0.1, 0.2)}
-    stored = json.loads((folder / "config.json").read_text())
-    assert stored["config"]["lr"] == [0.1, 0.2] and stored["config"]["momentum"] == 0.9
-    assert stored["provenance"]["torch_version"]
+    (place,) = folder.glob("config-*.json")
+    assert (folder / place.name.replace("config", "plan")).exists()
+    stored = json.loads(place.read_text())
+    assert stored["spec"]["grid"]["lr"] == [0.1, 0.2] and stored["spec"]["recipe"]["momentum"] == 0.9
+    assert stored["config"]["workers"] == 0 and stored["provenance"]["torch_version"]
     shown = capsys.readouterr().out
     assert "12 networks" in shown and "xavier" in shown
 
@@ -44,8 +46,9 @@ def test_every_recipe_flag_reaches_the_recipe(tmp_path: Path) -> None:
         architectures=("mlp-1-w4",), out=tmp_path, epochs=3, batch_size=32, optimiser="adamw", lr=(0.01,), momentum=0.8,
         weight_decay=0.1, schedule="linear", warmup_epochs=1.0, augmentation="shift", label_smoothing=0.1,
         clip_norm=1.0, evaluations_per_epoch=2, saved=(0, 3), statistics="running",
+        dropout=0.1, precision="bfloat16", trajectory="float16",
     )  # fmt: skip
-    (recipe,) = {task.recipe for task in config.tasks()}
+    (recipe,) = config.spec().recipes()
     names = set(type(recipe).__dataclass_fields__) - {
         "architecture",
         "init",
@@ -55,7 +58,7 @@ def test_every_recipe_flag_reaches_the_recipe(tmp_path: Path) -> None:
     assert names <= set(cli.RunConfig.__dataclass_fields__)
     assert all(getattr(recipe, name) == getattr(config, name) for name in names)
     assert (recipe.architecture, recipe.init, recipe.lr) == ("mlp-1-w4", "he", 0.01)
-    assert cli.RunConfig(architectures=("mlp-1-w4",), out=tmp_path, nesterov=True).tasks()[0].recipe.nesterov
+    assert cli.RunConfig(architectures=("mlp-1-w4",), out=tmp_path, nesterov=True).spec().recipes()[0].nesterov
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import generators
-from collect.plan import plan, save, saved, sweep
+from collect.plan import FEWEST, LONGEST, MOST, plan, read, save, saved_plans, sweep
 from collect.recipe import Recipe, run_id
 from collect.runner import CollectError, collect
 from generators.errors import ConfigError, DataError, PowerhouseError, UnknownNameError, ZooError
@@ -38,6 +40,46 @@ def test_every_run_is_in_one_task_and_ids_are_the_recipes() -> None:
 def test_equal_calls_make_equal_plans_and_more_runs_keep_the_first() -> None:
     assert plan([TINY, TINY], runs=4, together=2) == plan([TINY], runs=4, together=2)
     assert plan([TINY], runs=8, together=2)[:2] == plan([TINY], runs=4, together=2)
+
+
+def test_files_grow_with_the_recipe_and_more_runs_keep_them() -> None:
+    tasks = plan([TINY], runs=3000)
+    sizes = [len(task.seeds) for task in tasks]
+    assert sizes[:13] == [8] * 8 + [16] * 4 + [32] and sizes[-2] == MOST == 256
+    done = 0
+    for size in sizes[:-1]:
+        assert size == FEWEST or size <= done / 4
+        done += size
+    fewer = plan([TINY], runs=100)
+    assert fewer[:-1] == tasks[: len(fewer) - 1] and len(fewer) == 11
+    assert [len(task.seeds) for task in plan([TINY], runs=8)] == [8]
+
+
+def test_files_of_costly_networks_stay_small() -> None:
+    (small,) = plan([TINY], runs=1)
+    epochs = int(LONGEST / small.cost / 20)  # 20 of them, but not 32, are within the bound
+    assert {len(task.seeds) for task in plan([replace(TINY, epochs=epochs)], runs=512)} == {8, 16}
+    assert {len(task.seeds) for task in plan([replace(TINY, epochs=4 * epochs)], runs=512)} == {8}
+
+
+def test_independent_seeds_depend_on_root_recipe_and_number_only() -> None:
+    recipes = sweep(TINY, lr=[0.1, 0.2])
+
+    def seeds(runs: int, first: int = 0, root_seed: int | None = 5) -> list[list[int]]:
+        tasks = plan(recipes, runs=runs, first_seed=first, root_seed=root_seed, together=3)
+        return [[seed for task in tasks if task.recipe == recipe for seed in task.seeds] for recipe in recipes]
+
+    assert seeds(4, root_seed=None) == [[0, 1, 2, 3]] * 2
+    one, other = seeds(4)
+    assert len({*one, *other}) == 8 and all(0 <= seed < 2**53 for seed in one + other)
+    assert [found[:4] for found in seeds(7)] == [one, other]
+    assert seeds(2, first=2) == [one[2:], other[2:]]
+    assert seeds(4, root_seed=6) != [one, other]
+    assert plan(recipes[1:], runs=4, root_seed=5)[0].seeds == tuple(other)
+
+
+def test_two_ways_to_write_a_recipe_are_one() -> None:
+    assert len(plan(sweep(TINY, data=["digits", "Digits"], lr=[1, 1.0]), runs=2)) == 1
 
 
 def test_cost_of_an_mlp_against_counting_by_hand() -> None:
@@ -77,9 +119,18 @@ def test_faults_are_found_while_planning(recipe: dict, error: type[PowerhouseErr
         plan([Recipe(**{"architecture": "mlp-1-w4"} | recipe)], runs=1)
 
 
-@pytest.mark.parametrize("arguments", [dict(runs=0), dict(runs=1, together=0), dict(runs=1, first_seed=-1)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(runs=0),
+        dict(runs=1, together=0),
+        dict(runs=1, first_seed=-1),
+        dict(runs=2, first_seed=2**53),
+        dict(runs=10**8),
+    ],
+)  # fmt: skip
 def test_numbers_without_sense(arguments: dict) -> None:
-    with pytest.raises(ConfigError, match="must be at least"):
+    with pytest.raises(ConfigError, match="must be|more than"):
         plan([TINY], **arguments)
 
 
@@ -108,15 +159,48 @@ def test_digest_of_the_data_is_part_of_the_ids(tmp_path: Path) -> None:
 
 
 def test_saved_plans_come_back_and_equal_ones_are_one_file(tmp_path: Path) -> None:
-    first = plan(sweep(TINY, saved=["last", (0, 1)]), runs=3, together=2)
-    second = plan([TINY], runs=6, together=2)
+    first = [replace(task, stack=4) for task in plan(sweep(TINY, saved=["last", (0, 1)]), runs=3, together=2)]
+    second = plan([TINY], runs=6, together=2, root_seed=1)
     assert save(first, tmp_path) == save(first, tmp_path)
     save(second, tmp_path)
-    assert {task.id: task for task in saved(tmp_path)} == {task.id: task for task in first + second}
+    plans, bad = saved_plans(tmp_path)
+    assert not bad and sorted(plans.values(), key=len) == [second, first]
+    found = next(tasks for tasks in plans.values() if tasks == first)
+    assert [(task.id, task.stack, task.cost) for task in found] == [(task.id, 4, task.cost) for task in first]
 
 
-def test_a_damaged_plan_file_is_named(tmp_path: Path) -> None:
-    path = save(plan([TINY], runs=1), tmp_path)
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(ZooError, match=path.name):
-        saved(tmp_path)
+def test_a_plan_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Format 1, written out by hand as version 0.1 did; beside the same plan in this format it counts once."""
+    tasks = plan(sweep(TINY, init=["he", "xavier"]), runs=3, together=2)
+    rows = [
+        {"cost": task.cost, "data_digest": task.data_digest, "recipe": asdict(task.recipe), "seeds": task.seeds}
+        for task in tasks
+    ]
+    (tmp_path / "plan-00.json").write_text(json.dumps({"format": 1, "tasks": rows}, indent=1, sort_keys=True))
+    assert saved_plans(tmp_path) == ({"plan-00.json": tasks}, {})
+    save(tasks, tmp_path)
+    assert saved_plans(tmp_path) == ({"plan-00.json": tasks}, {})
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda text: text[:-20], "Expecting"),
+        (lambda text: text.replace('"seeds": [0]', '"seeds": [1]'), "this version calls"),
+        (lambda text: text.replace('"seeds": [0]', '"seeds": [0.5]'), "whole numbers"),
+        (lambda text: text.replace('"lr": 0.1', '"lr": -1'), "lr must be above 0"),
+        (lambda text: text.replace('"recipe": 0', '"recipe": 7'), "out of range"),
+        (lambda text: "[]", "list indices"),
+        (lambda text: '{"format": 2, "tasks": []}', "no task"),
+    ],
+)
+def test_a_damaged_plan_file_is_named_and_hides_no_other(
+    damage: Callable[[str], str], reason: str, tmp_path: Path
+) -> None:
+    good, path = save(plan([TINY], runs=2), tmp_path), save(plan([TINY], runs=1), tmp_path)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ZooError, match=path.name) as caught:
+        read(path)
+    assert caught.match(reason) and caught.match("collect plan")
+    plans, bad = saved_plans(tmp_path)
+    assert list(plans) == [good.name] and list(bad) == [path]

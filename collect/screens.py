@@ -1,0 +1,125 @@
+"""What the command line shows: tables of plans and of zoos, and in words where plans stand."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from operator import attrgetter, itemgetter
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from collect.plan import Task
+from collect.recipe import Recipe
+from collect.standing import Standing
+from collect.zoo_file import Header
+
+MOST_ROWS = 40  # of a table: larger sweeps are told apart by fewer columns
+MOST_VALUES = 6  # of a swept field that are written out
+
+
+def show(title: str, *, table: Table | None = None, bad: Iterable[Exception] = (), notes: Iterable[str] = ()) -> None:
+    """Print a title, a table if it has rows, one line for every file that is not usable, and notes."""
+    console = Console(soft_wrap=True)
+    console.print(Text(title, style="bold"))
+    if table is not None and table.row_count:
+        console.print(table, soft_wrap=False)
+    for error in bad:
+        console.print(Text(f"not usable: {error}", style="red"))
+    for note in notes:
+        console.print(Text(note))
+
+
+def table_of(*columns: str, left: Sequence[str] = ()) -> Table:
+    """An empty table; the columns in `left` hold text, the others numbers."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=name != "init")
+    return table
+
+
+def _enough(keys: set[tuple], *, least: int) -> int:
+    """With how many of their entries, at least `least`, the keys make at most `MOST_ROWS` rows."""
+    length = max(map(len, keys), default=least)
+    while length > least and len({key[:length] for key in keys}) > MOST_ROWS:
+        length -= 1
+    return length
+
+
+# --- plans -------------------------------------------------------------------------------------------------------
+
+
+def _values(values: Sequence[Any]) -> str:
+    """Few values as they are; of many numbers the smallest and the largest."""
+    if len(values) <= MOST_VALUES:
+        return ", ".join(map(str, values))
+    numbers = all(isinstance(value, int | float) for value in values)
+    return f"{min(values):g} to {max(values):g} ({len(values)} values)" if numbers else f"{len(values)} values"
+
+
+def swept(recipes: Sequence[Recipe]) -> str:
+    """The fields in which the recipes differ, with their values; "" if they do not."""
+    found = {each.name: list(dict.fromkeys(map(attrgetter(each.name), recipes))) for each in fields(Recipe)}
+    del found["init_digest"]
+    return "; ".join(f"{name} {_values(values)}" for name, values in found.items() if len(values) > 1)
+
+
+def plan_table(tasks: Sequence[Task]) -> Table:
+    """One row per data set and architecture, or per data set if these are many."""
+    columns, key = ("data", "architecture"), attrgetter("recipe.data", "recipe.architecture")
+    length = _enough(set(map(key, tasks)), least=1)
+    rows: dict[tuple, list[Task]] = defaultdict(list)
+    for task in tasks:
+        rows[key(task)[:length]].append(task)
+    table = table_of(*columns[:length], "recipes", "populations", "networks", "operations", left=columns)
+    for names, each in rows.items():
+        networks, cost = sum(len(task.seeds) for task in each), sum(task.cost for task in each)
+        table.add_row(*names, f"{len({task.recipe for task in each})}", f"{len(each)}", f"{networks}", f"{cost:.2g}")
+    return table
+
+
+# --- zoos --------------------------------------------------------------------------------------------------------
+
+
+def zoo_table(headers: Sequence[Header], missing: Sequence[Task]) -> Table:
+    """One row per recipe, as far as it is told by the columns, with what is there and what is planned and missing."""
+    columns = ("data", "architecture", "init", "lr", "epochs")
+    of_run, of_recipe = itemgetter(*columns), attrgetter(*columns)
+    keys = {of_run(header.runs[0]) for header in headers} | {of_recipe(task.recipe) for task in missing}
+    length = _enough(keys, least=2)
+    there: dict[tuple, list[Header]] = defaultdict(list)
+    lacking: dict[tuple, int] = defaultdict(int)
+    for header in headers:
+        there[of_run(header.runs[0])[:length]].append(header)
+    for task in missing:
+        lacking[of_recipe(task.recipe)[:length]] += len(task.seeds)
+    table = table_of(*columns[:length], "networks", "diverged", "test accuracy", left=columns[:3])
+    for key in sorted({*there, *lacking}, key=str):
+        accuracies = [
+            header.metrics[row, -1, header.metric_names.index("test_accuracy")]
+            for header in there[key] for row, run in enumerate(header.runs) if run["status"] == "ok"
+        ]  # fmt: skip
+        networks = sum(len(header.runs) for header in there[key])
+        diverged = sum(run["status"] == "diverged" for header in there[key] for run in header.runs)
+        wanted = f" of {networks + lacking[key]}" if lacking[key] else ""
+        spread = f"{np.mean(accuracies):.3f} ± {np.std(accuracies):.3f}" if accuracies else ""
+        table.add_row(*map(str, key), f"{networks}{wanted}", str(diverged), spread)
+    return table
+
+
+def in_words(standing: Standing) -> str:
+    """One line on where a plan stands."""
+    states = ", ".join(f"{getattr(standing, name)} {name}" for name in ("done", "running", "failed", "open"))
+    words = [f"{standing.plan}: {standing.networks} networks: {states}"]
+    if standing.per_minute is not None:
+        rate = f"{standing.per_minute:,.0f}" if standing.per_minute >= 100 else f"{standing.per_minute:.3g}"
+        words.append(f"{rate} networks per minute and process")
+    if standing.done < standing.networks and standing.minutes_left is not None:
+        processes = f"the {standing.processes} at work" if standing.processes > 1 else "one process"
+        words.append(f"{standing.minutes_left:.3g} minutes left with {processes}")
+    return "; ".join(words)
