@@ -5,6 +5,7 @@
     flat.batch([7, 1, 5])                              # mapped: random rows, read by the page
     for indices, rows in flat.blocks(256, generator): ...     # block shuffle: whole populations, one after the other
     DataLoader(flat, batch_size=256, shuffle=True, num_workers=2)
+    zoo.flat(labels=("test_accuracy", "lr"))           # items are (row, labels)
 
 All three ways give the same rows. Mapped access is the fastest in random order once the files are in the page cache;
 block shuffle reads each file once from start to end, which is what slow disks want.
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from collect.header import Block
 from collect.packed import group_of
 from collect.population import TensorSpec
 from generators.errors import ConfigError, unknown_name
@@ -73,9 +72,12 @@ class Flat(Dataset):
         populations: of the view, in its order.
         role, kernel: only tensors with this role and these spatial axes, as for `Zoo.tensors`.
         checkpoint: index of the checkpoint.
+        labels: float32 [runs, L], what is to be known of each run; items are then pairs (row, labels of the run).
 
     Attributes:
         layout: what lies where in a row: offsets count from the start of the row.
+        columns: how many numbers a row has.
+        labels: as given.
 
     Raises:
         UnknownNameError: no such role.
@@ -89,36 +91,39 @@ class Flat(Dataset):
         role: str | None = None,
         kernel: tuple[int, ...] | None = None,
         checkpoint: int = -1,
+        labels: Tensor | None = None,
     ) -> None:
         if not populations:
             raise ConfigError("flat: no run was chosen, so there is no layout; loosen the conditions of `where`")
-        chosen = matching(populations[0].layout, role=role, kernel=kernel)
-        first = populations[0].recipe.architecture
+        places = [population.place for population in populations]
+        chosen = matching(places[0].layout, role=role, kernel=kernel)
         if not chosen:
-            kinds = sorted({f"{spec.role} {list(spec.shape)}" for spec in populations[0].layout})
+            kinds = sorted({f"{spec.role} {list(spec.shape)}" for spec in places[0].layout})
             raise ConfigError(
-                f"flat: {first} has no tensor with role={role!r}, kernel={kernel!r}; it has {', '.join(kinds)}"
+                f"flat: {populations[0].recipe.architecture} has no tensor with role={role!r}, kernel={kernel!r}; it "
+                f"has {', '.join(kinds)}"
             )
-        for population in populations:
-            if matching(population.layout, role=role, kernel=kernel) != chosen:
+        for number in {id(place.layout): number for number, place in enumerate(places)}.values():  # few are distinct
+            if matching(places[number].layout, role=role, kernel=kernel) != chosen:
+                first, other = populations[0].recipe.architecture, populations[number].recipe.architecture
                 raise ConfigError(
-                    f"flat: the runs have several layouts ({first} and {population.recipe.architecture} with "
-                    f"{population.header.weights.shape[2]} weights); choose one with where(architecture=...), or read "
+                    f"flat: the runs have several layouts ({first} and {other} with "
+                    f"{places[number].weights.shape[2]} weights); choose one with where(architecture=...), or read "
                     "tensor by tensor with Zoo.tensors"
                 )
-            saved = len(population.checkpoint_epochs)
-            if not -saved <= checkpoint < saved:
-                raise ConfigError(f"flat: no checkpoint {checkpoint}, population {population.id} has {saved}")
+        for place in places:
+            if not -place.checkpoints <= checkpoint < place.checkpoints:
+                raise ConfigError(
+                    f"flat: no checkpoint {checkpoint}, population {place.id} has {place.checkpoints} of them"
+                )
         starts = np.cumsum([0, *(spec.length for spec in chosen)]).tolist()
         self.layout = tuple(
             TensorSpec(spec.name, spec.role, spec.shape, start, spec.length)
             for spec, start in zip(chosen, starts, strict=False)
         )
         self.columns = starts[-1]
-        self._spans, self._checkpoint = _spans(chosen), checkpoint
-        self._files: list[tuple[Path, Block, str]] = [
-            (each.header.path, each.header.weights, each.header.id) for each in populations
-        ]
+        self.labels = labels
+        self._spans, self._checkpoint, self._places = _spans(chosen), checkpoint, places
         self._file = np.repeat(np.arange(len(populations)), [len(each) for each in populations])
         self._row = np.concatenate([np.asarray(each.rows, dtype=np.int64) for each in populations])
         self._open()
@@ -127,8 +132,7 @@ class Flat(Dataset):
         self._mapped = functools.lru_cache(maxsize=MAPS)(self._map)
 
     def _map(self, file: int) -> np.ndarray:
-        path, block, _ = self._files[file]
-        return np.asarray(block.map(path))[:, self._checkpoint]  # a plain array on the map: rows of it are cheap
+        return np.asarray(self._places[file].state(self._checkpoint))  # not a memmap: rows of a plain array are cheap
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_mapped"}
@@ -155,12 +159,13 @@ class Flat(Dataset):
                 start += end - begin
         return torch.from_numpy(out)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.batch([index])[0]
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Tensor] | list[tuple[Tensor, Tensor]]:
         """One read for a whole batch, as a torch `DataLoader` asks for it."""
-        return list(self.batch(indices))
+        rows = self.batch(indices)
+        return list(rows) if self.labels is None else list(zip(rows, self.labels[indices], strict=True))
 
     def matrix(self) -> np.ndarray:
         """All rows in RAM, float32 [runs, columns], a copy."""
@@ -177,13 +182,13 @@ class Flat(Dataset):
             block: how many runs are mixed; the larger, the closer to a true shuffle.
 
         Yields:
-            indices of the runs, int64 [B]; their rows, float32 [B, columns].
+            indices of the runs, int64 [B] (their labels are `labels[indices]`); their rows, float32 [B, columns].
         """
         if size < 1:
             raise ConfigError(f"blocks: size must be at least 1, got {size}")
         indices = np.empty(0, dtype=np.int64)
         rows = np.empty((0, self.columns), dtype=np.float32)
-        order = torch.randperm(len(self._files), generator=generator).tolist()
+        order = torch.randperm(len(self._places), generator=generator).tolist()
         members = {file: np.flatnonzero(self._file == file) for file in order}
         for group in _groups(order, members, block):
             indices = np.concatenate([indices, *(members[file] for file in group)])
@@ -198,9 +203,10 @@ class Flat(Dataset):
 
     def _read(self, file: int, members: np.ndarray) -> np.ndarray:
         """The rows of one population by plain HDF5, whole file at once."""
-        path, block, population = self._files[file]
-        with h5py.File(path, "r", locking=False) as opened:
-            weights = group_of(opened, population)["weights"][:, self._checkpoint % block.shape[1]]
+        place = self._places[file]
+        name, index = place.find(self._checkpoint)
+        with h5py.File(place.path, "r", locking=False) as opened:
+            weights = group_of(opened, place.id)[name][:, index].astype(np.float32, copy=False)
         return np.concatenate([weights[self._row[members], begin:end] for begin, end in self._spans], axis=1)
 
 

@@ -69,14 +69,23 @@ class Place:
         """How many states of every run are stored: C."""
         return self.trajectory.shape[1] + self.weights.shape[1]
 
+    def find(self, checkpoint: int) -> tuple[str, int]:
+        """The dataset that holds a checkpoint, "weights" or "trajectory", and its place on the second axis.
+
+        Raises:
+            IndexError: no such checkpoint.
+        """
+        index, early = range(self.checkpoints)[checkpoint], self.trajectory.shape[1]
+        return ("trajectory", index) if index < early else ("weights", index - early)
+
     def state(self, checkpoint: int) -> np.ndarray:
         """The weights of all runs at one checkpoint, mapped, [K, P] float32, or float16 as they are stored.
 
         Raises:
             IndexError: no such checkpoint.
         """
-        index, early = range(self.checkpoints)[checkpoint], self.trajectory.shape[1]
-        block, index = (self.trajectory, index) if index < early else (self.weights, index - early)
+        name, index = self.find(checkpoint)
+        block: Block = getattr(self, name)
         return block.map(self.path)[:, index]
 
     def states(self) -> np.ndarray:

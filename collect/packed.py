@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 
 from collect.durable import durable, sweep
-from collect.header import Header, damage
+from collect.header import Header, Place, damage
 from collect.provenance import provenance
 from collect.tables import plain, text
 from collect.zoo_file import FAULTS, NewerSchemaError, read_group
@@ -85,6 +85,22 @@ def read(path: str | Path, *, verify: bool = False) -> tuple[list[Header], dict[
     except FAULTS as error:
         raise _unusable(path, f"is truncated, damaged or not an HDF5 file ({error})") from error
     return good, bad
+
+
+def header_at(place: Place) -> Header:
+    """All that is stored of a population, from its file or its group of a packed zoo.
+
+    Raises:
+        ZooError: it cannot be read, or is not what it was when `place` was found.
+    """
+    try:
+        with h5py.File(place.path, "r", locking=False) as file:
+            header = read_group(group_of(file, place.id), place.path)
+    except FAULTS as error:
+        raise ZooError(f"{place.path} has changed since the zoo was opened ({error}); open it again") from error
+    if (header.id, header.digest) != (place.id, place.digest):
+        raise ZooError(f"{place.path} has changed since the zoo was opened; open it again")
+    return header
 
 
 def write(headers: Sequence[Header], out: str | Path) -> Path:

@@ -4,17 +4,18 @@
     good = zoo.where(architecture="resnet-8-w8", status="ok", split="train")
     good.column("test_accuracy"), good.state_dict(0), good.populations[0].weights
 
-Opening reads the small parts of every file. Weights are mapped when they are asked for and read by the page, so a zoo
-may be larger than the memory. A `Zoo` holds paths and small arrays only; it can be pickled to loader processes.
+Opening reads the index of the zoo (`collect.index`) and the small parts of files that are not in it yet. Weights are
+mapped when they are asked for and read by the page, so a zoo may be larger than the memory. A `Zoo` holds paths and
+small arrays only; it can be pickled to loader processes.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
+import functools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,31 +24,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from collect import packed, zoo_file
+from collect import index, packed, zoo_file
 from collect.architectures import Architecture, build
 from collect.conditions import select
 from collect.flat import Flat, matching
+from collect.header import Header, Place
+from collect.index import split_of
 from collect.population import TensorSpec
 from collect.recipe import Recipe, from_json
-from collect.zoo_file import Header
-from generators.errors import ZooError, unknown_name
+from collect.runs import Runs
+from generators.errors import ConfigError, ZooError, unknown_name
+
+__all__ = ["PopulationView", "Zoo", "scan", "split_of"]
 
 log = logging.getLogger(__name__)
-
-SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
-
-
-def split_of(run: str) -> str:
-    """The split of a run: "train", "validation" or "test".
-
-    A pure function of the run's id: growing a zoo, or keeping it on another machine, never moves a run.
-    """
-    place = int.from_bytes(hashlib.blake2b(f"split:{run}".encode(), digest_size=8).digest(), "big") / 2**64
-    for name, share in SPLITS.items():
-        place -= share
-        if place < 0:
-            return name
-    return "test"  # shares may add up to a rounding error below 1
 
 
 def scan(folder: str | Path, *, verify: bool = False) -> tuple[list[Header], dict[Path, ZooError]]:
@@ -77,11 +67,11 @@ class PopulationView:
     Axes: K chosen runs, C checkpoints, P weights, B buffer entries, E evaluations, M metrics.
 
     Attributes:
-        header: what the file says.
+        place: where its networks lie.
         rows: which of its runs are chosen.
     """
 
-    header: Header
+    place: Place
     rows: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -95,7 +85,16 @@ class PopulationView:
 
     @property
     def id(self) -> str:
-        return self.header.id
+        return self.place.id
+
+    @functools.cached_property
+    def header(self) -> Header:
+        """What the file says, read when it is first asked for.
+
+        Raises:
+            ZooError: the file has changed since the zoo was opened.
+        """
+        return packed.header_at(self.place)
 
     @property
     def recipe(self) -> Recipe:
@@ -136,21 +135,29 @@ class PopulationView:
 
     @property
     def layout(self) -> tuple[TensorSpec, ...]:
-        return self.header.layout
+        return self.place.layout
 
     @property
     def buffer_layout(self) -> tuple[TensorSpec, ...]:
-        return self.header.buffer_layout
+        return self.place.buffer_layout
 
     @property
     def weights(self) -> np.ndarray:
-        """float32 [K, C, P], a read-only memory map."""
-        return self._chosen(self.header.weights.map(self.header.path))
+        """float32 [K, C, P], a read-only memory map; a copy if some checkpoints are stored in half precision."""
+        return self._chosen(self.place.states())
 
     @property
     def buffers(self) -> np.ndarray:
         """float32 [K, C, B], a read-only memory map."""
-        return self._chosen(self.header.buffers.map(self.header.path))
+        return self._chosen(self.place.buffers.map(self.place.path))
+
+    def state(self, checkpoint: int = -1) -> np.ndarray:
+        """The weights at one checkpoint, float32 [K, P], mapped if they are stored in float32.
+
+        Raises:
+            IndexError: no such checkpoint.
+        """
+        return self._chosen(self.place.state(checkpoint)).astype(np.float32, copy=False)
 
     def curve(self, metric: str) -> np.ndarray:
         """One metric over the evaluations, float32 [K, E].
@@ -164,9 +171,9 @@ class PopulationView:
 
     def states(self, checkpoint: int = -1) -> dict[str, Tensor]:
         """Weights and buffers of all chosen runs, stacked: tensor name -> float32 [K, *shape]."""
-        parts = ((self.layout, self.weights), (self.buffer_layout, self.buffers))
+        parts = ((self.layout, self.state(checkpoint)), (self.buffer_layout, self.buffers[:, checkpoint]))
         return {
-            spec.name: torch.from_numpy(np.array(rows[:, checkpoint, spec.offset : spec.offset + spec.length])).reshape(
+            spec.name: torch.from_numpy(np.array(rows[:, spec.offset : spec.offset + spec.length])).reshape(
                 len(self), *spec.shape
             )
             for layout, rows in parts
@@ -188,8 +195,9 @@ class Zoo:
         verify: compare every byte with its digest (the deep check) instead of opening and checking shapes only.
 
     Attributes:
-        runs: one dict per run: id, population, row, seed, status, split, every field of the recipe (architecture, init,
-            lr, ...), and the last value of every metric under the metric's name (test_accuracy, ...).
+        runs: one dict per run, made when it is asked for (`collect.runs.Runs`): id, population, row, seed, status,
+            split, every field of the recipe (architecture, init, lr, ...), and the last value of every metric under the
+            metric's name (test_accuracy, ...).
         bad: file -> why it cannot be used. Bad files are neither used nor deleted.
         repeated: how many runs were found a second time, in another population; each run counts once.
 
@@ -199,30 +207,27 @@ class Zoo:
 
     def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
         self.folder = Path(folder)
-        self.runs: list[dict[str, Any]] = []
-        headers, self.bad = scan(self.folder, verify=verify)
+        if verify or not self.folder.is_dir():
+            headers, self.bad = scan(self.folder, verify=verify)
+            found = index.of(headers, self.folder)
+        else:
+            found, self.bad = index.open_index(self.folder)
         for error in self.bad.values():
             log.warning("not used: %s", error)
-        self._headers = {header.id: header for header in headers}
-        seen: dict[str, str] = {}
-        self.repeated = 0
-        for header in headers:
-            for row, run in enumerate(header.runs):
-                if run["id"] in seen:  # collected twice, in stacks of different sizes
-                    self.repeated += 1
-                    log.info("run %s of %s is in %s already and counts once", run["id"], header.id, seen[run["id"]])
-                    continue
-                seen[run["id"]] = header.id
-                self.runs.append(_columns(header, row, run))
-        if not self.runs:
+        if found is None:
             reasons = "".join(f"; {error}" for error in self.bad.values())
             raise ZooError(f"no usable population in {folder}; make some with `python -m collect run`{reasons}")
+        self._index = found
+        self.runs: Runs = found.once()
+        self.repeated = len(found.runs) - len(self.runs)
+        if self.repeated:
+            log.info("%d runs of %s are in two populations; each counts once", self.repeated, folder)
 
     def __len__(self) -> int:
         return len(self.runs)
 
     def __repr__(self) -> str:
-        return f"Zoo({str(self.folder)!r}: {len(self.runs)} runs, {len(self.populations)} populations)"
+        return f"Zoo({str(self.folder)!r}: {len(self.runs)} runs, {len(self._starts)} populations)"
 
     @staticmethod
     def split_of(run: str) -> str:
@@ -251,22 +256,29 @@ class Zoo:
         Raises:
             UnknownNameError: no such column.
         """
-        known = {each for run in self.runs for each in run}
-        if name not in known:
-            raise unknown_name("column", name, known)
-        return np.array([run.get(name, np.nan) for run in self.runs])
+        return self.runs.column(name)
+
+    @property
+    def _numbers(self) -> np.ndarray:
+        """The number of the population of every run; they ascend."""
+        return index.numbers(self.runs)
+
+    @property
+    def _starts(self) -> np.ndarray:
+        """The first run of every population that has one."""
+        return np.flatnonzero(np.diff(self._numbers, prepend=-1))
 
     @property
     def populations(self) -> list[PopulationView]:
         """The populations that have a chosen run, each with its chosen runs."""
-        rows: dict[str, list[int]] = {}
-        for run in self.runs:
-            rows.setdefault(run["population"], []).append(run["row"])
-        return [PopulationView(self._headers[name], tuple(chosen)) for name, chosen in rows.items()]
+        starts = self._starts
+        rows = np.split(self.runs.column("row"), starts[1:])
+        places = (self._index.place(number, self.folder) for number in self._numbers[starts].tolist())
+        return [PopulationView(place, tuple(each.tolist())) for place, each in zip(places, rows, strict=False)]
 
-    def _view(self, index: int) -> PopulationView:
-        run = self.runs[index]
-        return PopulationView(self._headers[run["population"]], (run["row"],))
+    def _view(self, run: int) -> PopulationView:
+        one = self.runs.take(np.array([run]))
+        return PopulationView(self._index.place(index.numbers(one).item(), self.folder), (one.column("row").item(),))
 
     def state_dict(self, index: int, *, checkpoint: int = -1) -> dict[str, Tensor]:
         """Weights and buffers of one run by name."""
@@ -278,7 +290,14 @@ class Zoo:
         module.load_state_dict(self.state_dict(index, checkpoint=checkpoint))
         return module.eval()
 
-    def flat(self, *, role: str | None = None, kernel: tuple[int, ...] | None = None, checkpoint: int = -1) -> Flat:
+    def flat(
+        self,
+        *,
+        role: str | None = None,
+        kernel: tuple[int, ...] | None = None,
+        checkpoint: int = -1,
+        labels: Sequence[str] = (),
+    ) -> Flat:
         """The runs as rows of numbers, a data set for `torch.utils.data.DataLoader`; row i belongs to `runs[i]`.
 
         All runs must agree in the chosen tensors (name, shape and place), so that a column means one weight. Where they
@@ -287,12 +306,23 @@ class Zoo:
         Args:
             role, kernel: only these tensors, as in `tensors`; all weights if neither is given.
             checkpoint: index of the checkpoint.
+            labels: columns of numbers that come with every row, such as `("test_accuracy", "lr")`: items are then pairs
+                of a row and its labels, float32 [len(labels)].
 
         Raises:
-            UnknownNameError: no such role.
-            ConfigError: no runs, no such tensors or checkpoint, or runs of several layouts.
+            UnknownNameError: no such role or column.
+            ConfigError: no runs, no such tensors or checkpoint, runs of several layouts, or a label that is text.
         """
-        return Flat(self.populations, role=role, kernel=kernel, checkpoint=checkpoint)
+        values = self._labels(labels) if labels else None
+        return Flat(self.populations, role=role, kernel=kernel, checkpoint=checkpoint, labels=values)
+
+    def _labels(self, names: Sequence[str]) -> Tensor:
+        """Columns as float32 [runs, len(names)]."""
+        columns = [self.column(name) for name in names]
+        for name, column in zip(names, columns, strict=True):
+            if column.dtype.kind not in "bif":
+                raise ConfigError(f"labels: {name!r} is text, a label is a number; columns of text are in Zoo.column")
+        return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
     def matrix(
         self, *, role: str | None = None, kernel: tuple[int, ...] | None = None, checkpoint: int = -1
@@ -317,22 +347,14 @@ class Zoo:
         Raises:
             UnknownNameError: no such role.
         """
+        ids, architectures = iter(self.column("id").tolist()), iter(self.column("architecture").tolist())
         for population in self.populations:
             depths = dict(zip(population.layout, _depths(population.layout), strict=True))
             chosen = [(spec, depths[spec]) for spec in matching(population.layout, role=role, kernel=kernel)]
-            if not chosen:
-                continue
-            runs, architecture = population.header.runs, population.recipe.architecture
-            for row, values in zip(population.rows, population.weights[:, checkpoint], strict=True):
+            for values, run, architecture in zip(population.state(checkpoint), ids, architectures, strict=False):
                 for spec, depth in chosen:
                     tensor = values[spec.offset : spec.offset + spec.length].reshape(spec.shape)
-                    yield runs[row]["id"], architecture, spec, depth, tensor
-
-
-def _columns(header: Header, row: int, run: dict[str, Any]) -> dict[str, Any]:
-    last = dict(zip(header.metric_names, map(float, header.metrics[row, -1]), strict=True))
-    place = {"population": header.id, "row": row, "split": split_of(run["id"])}
-    return {"id": run["id"], **place, **run, **last}
+                    yield run, architecture, spec, depth, tensor
 
 
 def _depths(layout: tuple[TensorSpec, ...]) -> list[float]:

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
-from collect.conditions import Run, select
+from collect.conditions import select
+from collect.runs import Coded, Row, Runs
 from generators.errors import ConfigError, PowerhouseError, UnknownNameError
 
-RUNS: list[Run] = [
+ROWS: list[Row] = [
     {"id": "a", "architecture": "resnet-8-w4", "seed": 0, "lr": 0.1, "validation_accuracy": 0.95},
     {"id": "b", "architecture": "resnet-14-w4", "seed": 1, "lr": 0.05, "validation_accuracy": 0.9},
     {"id": "c", "architecture": "mlp-1-w4", "seed": 2, "lr": 0.1, "validation_accuracy": math.nan},
-    {"id": "d", "architecture": "mlp-2-w4", "seed": 3, "lr": 0.2},
+    {"id": "d", "architecture": "mlp-2-w4", "seed": 3, "lr": 0.2, "validation_accuracy": math.nan},
 ]
+
+
+def as_runs(rows: list[Row]) -> Runs:
+    column = {name: [row[name] for row in rows] for name in rows[0]}
+    return Runs(
+        {
+            "id": np.array(column["id"], dtype=np.bytes_),
+            "architecture": Coded.of(column["architecture"]),
+            "seed": np.array(column["seed"]),
+            "lr": Coded.of(column["lr"]),  # of recipes; codes and plain numbers must be judged alike
+            "validation_accuracy": np.array(column["validation_accuracy"]),
+        }
+    )
+
+
+def ids(runs: Runs) -> list[str]:
+    return runs.column("id").tolist()
 
 
 @pytest.mark.parametrize(
@@ -33,11 +53,18 @@ RUNS: list[Run] = [
         (dict(architecture__startswith="resnet"), lambda run: "resnet" in run["architecture"]),
         (dict(architecture__startswith=("resnet", "mlp-1")), lambda run: run["id"] in "abc"),
         (dict(lr__ge=0.1, seed__lt=3, architecture__ne="mlp-1-w4"), lambda run: run["id"] == "a"),
+        (dict(arch="mlp-1-w4"), lambda run: run["id"] == "c"),
+        (dict(arch__startswith="resnet", val_acc__gt=0.9), lambda run: run["id"] == "a"),
+        (dict(id="b"), lambda run: run["id"] == "b"),
+        (dict(id__in={"b", "d", "e"}), lambda run: run["id"] in "bd"),
+        (dict(id__startswith=("a", "c")), lambda run: run["id"] in "ac"),
+        (dict(lr="0.1"), lambda run: False),
+        (dict(seed__in=(0.0, "1", 2)), lambda run: run["seed"] in (0, 2)),
         ({}, lambda run: True),
     ],
 )
-def test_conditions_against_filters_by_hand(conditions: dict[str, Any], expected: Callable[[Run], bool]) -> None:
-    assert select(RUNS, conditions) == [run for run in RUNS if expected(run)]
+def test_conditions_against_filters_by_hand(conditions: dict[str, Any], expected: Callable[[Row], bool]) -> None:
+    assert ids(select(as_runs(ROWS), conditions)) == [row["id"] for row in ROWS if expected(row)]
 
 
 @pytest.mark.parametrize(
@@ -54,10 +81,31 @@ def test_conditions_against_filters_by_hand(conditions: dict[str, Any], expected
 )
 def test_wrong_conditions_are_errors(conditions: dict[str, Any], error: type[PowerhouseError], words: str) -> None:
     with pytest.raises(error, match=words):
-        select(RUNS, conditions)
+        select(as_runs(ROWS), conditions)
 
 
-def test_among_no_runs_columns_are_unknown_but_comparisons_are_not() -> None:
-    assert select([], dict(anything__gt=1)) == []
+def test_among_no_runs_names_are_known_all_the_same() -> None:
+    nothing = select(as_runs(ROWS), dict(seed=99))
+    assert ids(nothing) == ids(select(nothing, dict(lr__gt=1, id__lt=3))) == []
     with pytest.raises(UnknownNameError, match="comparison"):
-        select([], dict(anything__more=1))
+        select(nothing, dict(lr__more=1))
+    with pytest.raises(UnknownNameError, match="column"):
+        select(nothing, dict(lrr=1))
+
+
+@pytest.mark.parametrize("name", ["eq", "ne", "lt", "le", "gt", "ge"])
+def test_stored_in_single_precision_and_compared_as_python_does(name: str) -> None:
+    """0.9 is not float32(0.9): a column must not be compared with a rounded bound."""
+    values = np.array([0.1, 0.9, np.nextafter(np.float32(0.9), np.float32(1)), np.nan], dtype=np.float32)
+    runs = Runs({"id": np.array([b"a", b"b", b"c", b"d"]), "accuracy": values})
+    chosen = select(runs, {f"accuracy__{name}": 0.9})
+    expected = [getattr(operator, name)(float(value), 0.9) for value in values]
+    assert ids(chosen) == [name for name, met in zip("abcd", expected, strict=True) if met]
+
+
+def test_values_that_are_not_known_meet_nothing_but_ne() -> None:
+    runs = Runs({"id": np.array([b"a", b"b"]), "note": Coded.of([None, "x"])})
+    assert ids(select(runs, dict(note__ne="x"))) == ["a"] and ids(select(runs, dict(note__startswith="x"))) == ["b"]
+    assert ids(select(runs, dict(note=["x", None]))) == ["b"]
+    unknown = Runs({"id": np.array([b"a"]), "note": Coded.of([None])})
+    assert ids(select(unknown, dict(note="x"))) == [] and ids(select(unknown, dict(note__ne="x"))) == ["a"]

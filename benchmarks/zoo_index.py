@@ -1,0 +1,197 @@
+"""How fast does a zoo of a million runs open, and how fast is it filtered? A simulated index over simulated files.
+
+The index holds as many runs as a zoo of a million networks would have, drawn from a few factors; the files are there,
+with names, sizes and times, but empty: a reader that believes its index opens none of them. Two shapes: 3,907 files of
+256 networks, and 125,000 files of 8. Besides, real files are indexed from nothing: what a lost index costs.
+
+    python benchmarks/zoo_index.py --json zoo_index.json [--quick]
+
+Prints a table and writes its figures as flat JSON with machine, versions and commit. Times are seconds of wall time on
+one core, medians over rounds, with all files in the page cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from collect import data, index, zoo_file
+from collect.durable import durable
+from collect.index import Index
+from collect.population import train
+from collect.provenance import provenance
+from collect.recipe import Recipe
+from collect.runs import Coded
+from collect.zoo import Zoo
+from generators.commandline import run
+
+FACTORS = {
+    "architecture": tuple(f"resnet-{depth}-w{width}" for depth in (8, 14, 20) for width in (4, 8, 16)),
+    "init": ("he", "xavier", "orthogonal", "he+lsuv"),
+    "lr": (0.02, 0.05, 0.1, 0.2),
+    "weight_decay": (0.0, 5e-4),
+    "status": ("ok",) * 19 + ("diverged",),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is run: runs in the simulated zoo, rounds, and real files that are indexed from nothing."""
+
+    runs: int = 1_000_000
+    rounds: int = 5
+    real: int = 64
+
+
+QUICK = Size(runs=100_000, rounds=3, real=16)
+
+
+def simulate(template: Index, folder: Path, *, runs: int, together: int) -> Index:
+    """An index of `runs` random runs in populations of `together`, and files without bytes for it."""
+    random = np.random.default_rng(0)
+    files = -(-runs // together)
+    names = [f"{number:016x}" for number in sorted(random.integers(2**63, size=files).tolist())]
+    folder.mkdir(parents=True)
+    stats = []
+    for name in names:
+        path = folder / f"{name}{zoo_file.SUFFIX}"
+        path.touch()
+        stats.append(path.stat())
+    ids = [f"{number:016x}" for number in random.integers(2**63, size=runs).tolist()]
+    number = np.arange(runs) // together
+    table = template.runs.take(np.zeros(runs, dtype=int))
+    table.columns |= {
+        "id": np.array(ids, dtype=np.bytes_),
+        "population": Coded(number.astype(np.min_scalar_type(files)), tuple(names)),
+        "row": (np.arange(runs) % together).astype(np.int32),
+        "split": Coded.of([index.split_of(each) for each in ids]),
+        "seed": random.integers(2**62, size=runs),
+    }
+    for name, values in FACTORS.items():
+        codes = random.integers(len(values), size=files)[number]
+        table.columns[name] = Coded.of([values[code] for code in codes.tolist()])
+    for name in table.columns:
+        if name.endswith(("_accuracy", "_loss")):
+            table.columns[name] = random.random(runs, dtype=np.float32)
+    populations = {name: np.repeat(column, files) for name, column in template.populations.items()}
+    populations |= {
+        "file": np.array([f"{name}{zoo_file.SUFFIX}" for name in names], dtype=np.bytes_),
+        "size": np.array([each.st_size for each in stats]),
+        "mtime_ns": np.array([each.st_mtime_ns for each in stats]),
+        "runs": np.bincount(number),
+    }
+    made = Index(table, populations, template.layouts)
+    index.save(made, folder / index.NAME)
+    return made
+
+
+def seconds(work: Callable[[], object], rounds: int) -> float:
+    """Median wall time."""
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def question(zoo: Zoo) -> Zoo:
+    """A filter as a user would write it."""
+    return zoo.where(arch="resnet-8-w8", val_acc__gt=0.5, lr__le=0.1, status="ok", split="train")
+
+
+def measure(folder: Path, size: Size) -> dict[str, float]:
+    """All figures."""
+    trained = train(Recipe(architecture="resnet-8-w4", epochs=1, batch_size=256), (0,), data.load("digits"))
+    header = zoo_file.read_header(zoo_file.write(trained, folder / "one"))
+    template = index.of([header], folder / "one")
+    assert template is not None
+    figures: dict[str, float] = {"index_runs": size.runs}
+    for suffix, together in (("", 256), ("_small_files", 8)):
+        place = folder / f"simulated{suffix}"
+        made = simulate(template, place, runs=size.runs, together=together)
+        zoo = Zoo(place)
+        chosen = question(zoo)
+        columns = {
+            name: made.runs.column(name) for name in ("architecture", "validation_accuracy", "lr", "status", "split")
+        }
+        expected = (
+            (columns["architecture"] == "resnet-8-w8") & (columns["validation_accuracy"] > 0.5) & (columns["lr"] <= 0.1)
+            & (columns["status"] == "ok") & (columns["split"] == "train")
+        )  # fmt: skip
+        assert not zoo.bad and chosen.column("id").tolist() == made.runs.column("id")[expected].tolist()
+        figures |= {
+            f"index_files{suffix}": len(made),
+            f"index_open_s{suffix}": seconds(lambda place=place: Zoo(place), size.rounds),
+            f"index_filter_s{suffix}": seconds(lambda zoo=zoo: question(zoo), size.rounds),
+            f"index_bytes_per_run{suffix}": (place / index.NAME).stat().st_size / size.runs,
+        }
+    figures |= {f"rebuild_ms_per_file{suffix}": rebuild(trained, folder / f"real{suffix}", together, size)
+                for suffix, together in (("", 256), ("_small_files", 8))}  # fmt: skip
+    return figures
+
+
+def rebuild(trained, folder: Path, together: int, size: Size) -> float:
+    """Milliseconds per real file of `together` networks to open a zoo whose index is lost."""
+    for number in range(size.real):
+        seeds = tuple(range(number * together, (number + 1) * together))
+        tile = {name: np.repeat(getattr(trained, name), together, axis=0) for name in ("weights", "buffers", "metrics")}
+        zoo_file.write(replace(trained, seeds=seeds, status=("ok",) * together, **tile), folder)
+
+    def lost() -> None:
+        (folder / index.NAME).unlink(missing_ok=True)
+        Zoo(folder)
+
+    return 1000 * seconds(lost, size.rounds) / size.real
+
+
+MEANING = {
+    "index_runs": "runs in the simulated zoo",
+    "index_files": "files of 256 networks",
+    "index_open_s": "seconds to open it",
+    "index_filter_s": "seconds for `where` with five conditions",
+    "index_bytes_per_run": "bytes of the index per run",
+    "rebuild_ms_per_file": "milliseconds per real file if the index is lost",
+}
+
+
+def benchmark(*, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: bool = False) -> None:
+    """Measure how fast an index opens and filters.
+
+    Args:
+        json_file: Where the figures go.
+        quick: A tenth of the runs; ends within a minute.
+    """
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=json_file.parent, prefix="zoo_index-") as folder:
+        figures = measure(Path(folder), QUICK if quick else Size())
+    table = Table("figure", "what", "value")
+    for name, value in figures.items():
+        small = name.endswith("_small_files")
+        what = MEANING[name.removesuffix("_small_files")].replace("256", "8" if small else "256")
+        table.add_row(
+            name, f"{what}, files of 8" if small else what, f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+        )
+    Console(soft_wrap=True).print(table)
+    with durable(json_file) as temporary:
+        temporary.write_text(
+            json.dumps({**provenance(), "load_average": os.getloadavg()[0], **figures}, indent=1, sort_keys=True)
+        )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    raise SystemExit(run(lambda: tyro.cli(benchmark)))
