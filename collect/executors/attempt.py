@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from collect import zoo_file
 from collect.data import ImageSet
@@ -57,14 +58,14 @@ def _throttled(tick: Tick) -> Tick:
     """`tick` for every step of a training: it looks each time whether to stop, but seldom sends; the end always."""
     sent = float("-inf")
 
-    def seldom(task: str, fraction: float) -> None:
+    def seldom(*progress: Any) -> None:
         nonlocal sent
         now = time.monotonic()
-        if fraction < 1 and now - sent < TICK_SECONDS:
+        if not progress or (progress[1] < 1 and now - sent < TICK_SECONDS):
             tick()
             return
         sent = now
-        tick(task, fraction)
+        tick(*progress)
 
     return seldom
 

@@ -20,7 +20,7 @@ import torch
 
 from collect import durable, perform, runner, zoo_file
 from collect.executors import attempt
-from collect.plan import Task, plan, saved, sweep
+from collect.plan import Task, plan, saved_plans, sweep
 from collect.recipe import Recipe
 from collect.runner import CollectError, check, collect
 from collect.zoo_file import path_of, verify
@@ -190,7 +190,8 @@ def test_many_recipes_in_one_call_the_longest_first(tmp_path: Path) -> None:
     costs = {task.id: task.cost for task in tasks}
     assert [costs[name] for name in result.trained] == sorted(costs.values(), reverse=True)
     assert set(digests(tmp_path)) == set(costs)
-    assert {task.id for task in saved(tmp_path)} == set(costs)
+    (saved,) = saved_plans(tmp_path)[0].values()
+    assert {task.id for task in saved} == set(costs)
 
 
 def test_progress_adds_up_to_the_number_of_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +254,7 @@ def test_being_asked_to_stop_while_training_here_is_no_failure(tmp_path: Path) -
         raise Interrupted("asked to terminate")
 
     with pytest.raises(Interrupted, match="asked to terminate: 0 of 1 populations are stored"):
-        collect(plan([TINY], runs=2), tmp_path, workers=0, on_progress=stop)
+        collect(plan([replace(TINY, epochs=1000)], runs=2), tmp_path, workers=0, on_progress=stop)
     assert not list(tmp_path.glob("*.h5")) and not temporaries(tmp_path)
 
 
