@@ -13,16 +13,28 @@ from generators.errors import ConfigError
 
 
 @functools.cache
-def forward_operations(architecture: str, shape: tuple[int, int, int], classes: int) -> int:
-    """Operations for one image `(C, H, W)`; the model runs on the meta device, so a misfit of shapes shows here."""
+def forward_operations(architecture: str, shape: tuple[int, int, int], classes: int, batch: int) -> int:
+    """Operations for one of `batch` images `(C, H, W)`, in training.
+
+    The model runs on the meta device, so that a misfit of shapes shows here and not hours later.
+
+    Raises:
+        ConfigError: the network cannot be built for such images, or not be trained on so few at once.
+    """
     from torch.utils.flop_counter import FlopCounterMode  # imports much
 
     with torch.device("meta"):
-        model = build(architecture, shape=shape, classes=classes).eval()
+        model = build(architecture, shape=shape, classes=classes)
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model(torch.empty(1, *shape, device="meta"))
-    return counter.get_total_flops()
+    try:
+        with counter, torch.no_grad():
+            model(torch.empty(batch, *shape, device="meta"))
+    except ValueError as error:  # batch norm over a single value
+        raise ConfigError(
+            f"{architecture} cannot be trained on batches of {batch} images of {shape[1]}x{shape[2]} ({error}); raise "
+            "batch_size, or use larger images"
+        ) from error
+    return counter.get_total_flops() // batch
 
 
 def operations(recipe: Recipe, images: ImageSet) -> int:
@@ -36,5 +48,5 @@ def operations(recipe: Recipe, images: ImageSet) -> int:
             f"{recipe.data} has {len(images.train)} training images, too few for {recipe.evaluations_per_epoch} "
             f"evaluations per epoch with batches of {recipe.batch_size}; lower one of the two"
         )
-    forward = forward_operations(recipe.architecture, images.shape, len(images.classes))
+    forward = forward_operations(recipe.architecture, images.shape, len(images.classes), min(recipe.batch_size, 2))
     return forward * 3 * recipe.epochs * len(images.train)  # a backward pass costs two forward passes

@@ -178,6 +178,37 @@ def _npz_part(arrays: dict[str, np.ndarray], part: str) -> tuple[np.ndarray, np.
     return images, labels.astype(np.int64)
 
 
+def _class_names(given: np.ndarray | None, y_train: np.ndarray, y_test: np.ndarray) -> tuple[str, ...]:
+    """The names of all classes, after a check that both parts speak of the same ones.
+
+    Classes without a training image are allowed where all classes are named.
+    """
+    if given is not None and given.ndim != 1:
+        raise DataError(f"classes has shape {given.shape}; expected [number of classes], one name for each")
+    labels = np.unique(y_train)
+    count = int(labels[-1]) + 1 if given is None else len(given)
+    source = "of y_train" if given is None else "that `classes` names"
+    for key, values in (("y_train", y_train), ("y_test", y_test)):
+        if values.min() < 0 or values.max() >= count:
+            raise DataError(
+                f"{key} has labels from {values.min()} to {values.max()}; expected integers from 0 to {count - 1}, the "
+                f"classes {source}"
+            )
+    if len(labels) < 2:
+        raise DataError(f"y_train has the single class {labels[0]}; expected at least two classes")
+    if given is None and len(labels) < count:
+        absent = next(place for place, label in enumerate(labels) if place != label)
+        raise DataError(
+            f"y_train has {len(labels)} classes with labels up to {count - 1}, and no image of class {absent}; number "
+            "the classes from 0 on, or name all of them in `classes`"
+        )
+    if len(unseen := np.setdiff1d(y_test, labels)):
+        raise DataError(
+            f"y_test has images of class {unseen[0]}, y_train has none; leave them out, or add some for training"
+        )
+    return tuple(map(str, range(count) if given is None else given))
+
+
 def npz(path: Path) -> Raw:
     """The user's own arrays. Nothing in the file is unpickled."""
     if not path.is_file():
@@ -205,15 +236,8 @@ def npz(path: Path) -> Raw:
             f"{path}: x_train is {x_train.dtype} images of {x_train.shape[1:]} (height, width, channels), x_test is "
             f"{x_test.dtype} of {x_test.shape[1:]}; expected the same"
         )
-    names_given = tuple(str(name) for name in arrays.get("classes", ()))
-    count = max(len(names_given), int(y_train.max()) + 1)
-    for key, labels in (("y_train", y_train), ("y_test", y_test)):
-        if labels.min() < 0 or labels.max() >= count:
-            raise DataError(
-                f"{path}: {key} has labels from {labels.min()} to {labels.max()}; expected integers from 0 to "
-                f"{count - 1}, the classes of y_train"
-            )
-    if count < 2:
-        raise DataError(f"{path}: y_train has the single class 0; expected at least two classes")
-    classes = names_given if len(names_given) == count else tuple(str(label) for label in range(count))
+    try:
+        classes = _class_names(arrays.get("classes"), y_train, y_test)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     return Raw(x_train, y_train, x_test, y_test, classes)

@@ -76,7 +76,7 @@ def load(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(), object_pairs_hook=_once)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
             f"{path} cannot be read as JSON ({reason}); `python -m collect plan --help` shows one"

@@ -66,7 +66,9 @@ FAMILIES: dict[str, Family] = {
     ),
 }  # fmt: skip
 
-_NAME = re.compile(r"(?P<family>.+)-(?P<depth>\d+)-w(?P<width>\d+)")
+LARGEST = 10_000  # depth and width; beyond it there are slips of the hand
+_NUMBER = "0|[1-9][0-9]*"  # one way to write each, so that one network has one name
+_NAME = re.compile(rf"(?P<family>.+)-(?P<depth>{_NUMBER})-w(?P<width>{_NUMBER})")
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,9 @@ def build(architecture: Architecture | str, *, shape: tuple[int, int, int], clas
     """
     if isinstance(architecture, str):
         architecture = parse(architecture)
-    if architecture.width < 1 or architecture.depth < 1:
-        raise ConfigError(f"{architecture}: depth and width must be at least 1, as in resnet-8-w4")
+    for name, value in (("depth", architecture.depth), ("width", architecture.width)):
+        if not 1 <= value <= LARGEST:
+            raise ConfigError(f"{architecture}: {name} must be at least 1 and at most {LARGEST}, as in resnet-8-w4")
     if classes < 2:
         raise ConfigError(f"{architecture}: a classifier needs at least 2 classes, got {classes}")
     if min(shape) < 1:

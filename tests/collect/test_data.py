@@ -17,6 +17,11 @@ from collect.sources import Source
 from generators.errors import DataError, UnknownNameError
 
 Arrays = dict[str, np.ndarray]
+NAMES = np.array([f"digit {label}" for label in range(10)])
+
+
+def _without(arrays: Arrays, label: int) -> np.ndarray:
+    return np.where(arrays["y_train"] == label, label + 1, arrays["y_train"])
 
 
 @pytest.fixture
@@ -76,11 +81,17 @@ def test_npz_keeps_its_test_images_and_reads_every_axis_order(tmp_path: Path, ar
 
 def test_npz_of_floats_and_class_names(tmp_path: Path, arrays: Arrays) -> None:
     scaled = {key: arrays[key].astype(np.float64) / 255 for key in ("x_train", "x_test")}
-    names = np.array([f"digit {label}" for label in range(10)])
-    floats, bytes_ = load(_save(tmp_path, arrays | scaled | {"classes": names})), load(_save(tmp_path, arrays, "b.npz"))
+    floats, bytes_ = load(_save(tmp_path, arrays | scaled | {"classes": NAMES})), load(_save(tmp_path, arrays, "b.npz"))
     raw = [images.test.images * images.std[0] + images.mean[0] for images in (floats, bytes_)]  # splits differ
     torch.testing.assert_close(*raw)
     assert floats.classes[3] == "digit 3"
+
+
+def test_named_classes_may_lack_images(tmp_path: Path, arrays: Arrays) -> None:
+    images = load(
+        _save(tmp_path, arrays | {"y_train": _without(arrays, 4), "y_test": arrays["y_test"] * 0, "classes": NAMES})
+    )
+    assert len(images.classes) == 10 and 4 not in images.train.labels
 
 
 @pytest.mark.parametrize(
@@ -98,6 +109,12 @@ def test_npz_of_floats_and_class_names(tmp_path: Path, arrays: Arrays) -> None:
         (lambda a: a.update(y_train=a["y_train"] - 1), "y_train has labels from -1", "from 0 to"),
         (lambda a: a.update(y_train=a["y_train"] * 0, y_test=a["y_test"] * 0), "single class", "two classes"),
         (lambda a: a.update(y_test=np.array([None] * 50)), "plain arrays", "numpy.savez"),
+        (lambda a: a.update(y_train=a["y_train"] * 0 + 3, y_test=a["y_test"] * 0), "single class 3", "at least two"),
+        (lambda a: a.update(y_train=a["y_train"] + 1), "10 classes with labels up to 10", "no image of class 0"),
+        (lambda a: a.update(y_train=np.minimum(a["y_train"], 8)), "y_test has labels from 0 to 9", "from 0 to 8"),
+        (lambda a: a.update(y_train=_without(a, 4), classes=NAMES), "y_test has images of class 4", "leave them out"),
+        (lambda a: a.update(classes=NAMES[:9]), "y_train has labels from 0 to 9", "classes that `classes` names"),
+        (lambda a: a.update(classes=np.array("ten")), r"classes has shape \(\)", "one name for each"),
     ],
 )  # fmt: skip
 def test_bad_npz_names_the_key_and_what_was_expected(

@@ -87,7 +87,9 @@ def test_unknown_family_suggests_the_near_name() -> None:
         architectures.parse("resnt-20-w16")
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet-20", "resnet-20-16", "resnet-x-w16", ""])
+@pytest.mark.parametrize(
+    "name", ["resnet20", "resnet-20", "resnet-20-16", "resnet-x-w16", "resnet-08-w16", "mlp-1-w٤", ""]
+)
 def test_malformed_name_shows_the_form(name: str) -> None:
     with pytest.raises(ConfigError, match="FAMILY-DEPTH-wWIDTH"):
         architectures.parse(name)
@@ -99,7 +101,8 @@ def test_malformed_name_shows_the_form(name: str) -> None:
         ("resnet-19-w4", (1, 8, 8), "try 14 or 20"),
         ("resnet-2-w4", (1, 8, 8), "try 8 or 14"),
         ("resnet-20-w0", (1, 8, 8), "at least 1"),
-        ("mlp-0-w4", (1, 8, 8), "at least 1"),
+        ("mlp-0-w4", (1, 8, 8), "depth must be at least 1"),
+        ("mlp-1-w20000", (1, 8, 8), "width must be .* at most 10000"),
         ("vgg-2-w4", (1, 8, 8), "at least 3"),
         ("mobilenet-3-w4", (1, 3, 8), "at least 4x4"),
         ("vit-2-w20", (1, 8, 8), "try 16 or 32"),
