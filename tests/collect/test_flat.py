@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from collect import data, packed, zoo_file
 from collect.flat import Flat
 from collect.plan import plan, sweep
+from collect.population import train
 from collect.recipe import Recipe
 from collect.runner import collect
-from collect.zoo import Zoo
+from collect.zoo import Zoo, scan
 from generators.errors import ConfigError, UnknownNameError
 
 RUNS, TOGETHER = 7, 3
@@ -94,6 +98,68 @@ def test_a_loader_gives_every_run_once_in_whole_batches(chosen: Zoo, workers: in
     expected = flat.matrix()
     assert not np.array_equal(found, expected)
     np.testing.assert_array_equal(found[np.lexsort(found.T)], expected[np.lexsort(expected.T)])
+
+
+def test_labels_come_with_their_rows(chosen: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs in shuffled batches against the columns of the zoo; one read per batch."""
+    flat = chosen.flat(role="conv_weight", labels=("test_acc", "seed"))
+    expected = {
+        row.tobytes(): (np.float32(run["test_accuracy"]), np.float32(run["seed"]))
+        for row, run in zip(flat.matrix(), chosen.runs, strict=True)
+    }
+    assert len(expected) == len(chosen)
+    reads: list[int] = []
+    real = Flat.batch
+    monkeypatch.setattr(Flat, "batch", lambda self, indices: (reads.append(len(indices)), real(self, indices))[1])
+    batches = list(DataLoader(pickle.loads(pickle.dumps(flat)), batch_size=4, shuffle=True))
+    assert reads == [4, 2]
+    assert [(len(rows), labels.shape) for rows, labels in batches] == [(4, (4, 2)), (2, (2, 2))]
+    pairs = [pair for rows, labels in batches for pair in zip(rows.numpy(), labels.numpy(), strict=True)]
+    found = {row.tobytes(): tuple(each) for row, each in pairs}
+    assert found == expected
+    row, label = flat[-1]
+    assert torch.equal(row, flat.batch([-1])[0]) and torch.equal(label, flat.labels[-1])
+    assert label.dtype == torch.float32
+    for indices, rows in flat.blocks(2, torch.Generator()):
+        for one, each in zip(rows, flat.labels[indices], strict=True):
+            assert tuple(each.numpy()) == expected[one.numpy().tobytes()]
+
+
+def test_labels_are_numbers(chosen: Zoo) -> None:
+    with pytest.raises(ConfigError, match="'init' is text"):
+        chosen.flat(labels=("lr", "init"))
+    with pytest.raises(UnknownNameError, match="'lr'"):
+        chosen.flat(labels=("lrr",))
+
+
+def test_states_in_half_precision_by_every_way_of_reading(tmp_path: Path) -> None:
+    """The same networks stored in single precision, rounded, are the reference; what is read is float32."""
+    recipe = Recipe(epochs=2, batch_size=256, saved="all", architecture="resnet-8-w2")
+    trained = train(recipe, (0, 1, 2), data.load("digits"))
+    zoo_file.write(trained, tmp_path / "single")
+    zoo_file.write(replace(trained, recipe=replace(recipe, trajectory="float16")), tmp_path / "half")
+    packed.write(scan(tmp_path / "half", verify=True)[0], tmp_path / "packed.h5")
+    single = Zoo(tmp_path / "single").where(seed__ne=1)
+    for checkpoint in (0, 1, 2, -1, -3):
+        asked = dict(role="conv_weight", checkpoint=checkpoint)
+        expected = single.matrix(**asked)
+        if checkpoint not in (2, -1):
+            assert not np.array_equal(expected, expected.astype(np.float16))
+            expected = expected.astype(np.float16).astype(np.float32)
+        for half in (Zoo(tmp_path / "half").where(seed__ne=1), Zoo(tmp_path / "packed.h5").where(seed__ne=1)):
+            flat = half.flat(**asked)
+            assert flat.batch([0]).dtype == torch.float32
+            np.testing.assert_array_equal(flat.matrix(), expected)
+            np.testing.assert_array_equal(slow(half, flat, checkpoint), expected)
+            for indices, rows in flat.blocks(1, torch.Generator()):
+                assert rows.dtype == torch.float32
+                np.testing.assert_array_equal(rows, expected[indices])
+            values = [values for *_, values in half.tensors(**asked)]
+            assert {each.dtype for each in values} == {np.dtype(np.float32)}
+            np.testing.assert_array_equal(np.concatenate([each.ravel() for each in values]), expected.ravel())
+            assert half.populations[0].weights.dtype == np.float32 and half.populations[0].weights.shape[1] == 3
+    with pytest.raises(ConfigError, match="no checkpoint 3"):
+        half.flat(checkpoint=3)
 
 
 def test_files_are_opened_when_they_are_needed(chosen: Zoo) -> None:

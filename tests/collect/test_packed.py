@@ -103,6 +103,21 @@ def test_files_that_are_no_packed_zoo(folder: Path, out: Path, tmp_path: Path) -
         Zoo(newer)
 
 
+def test_reading_writes_nothing(folder: Path, out: Path, tmp_path: Path) -> None:
+    """As from a disk that cannot be written: every write would fail, and nothing new lies beside the file."""
+    path = Path(shutil.copy(out, tmp_path))
+    path.chmod(0o444)
+    before, stamp = resource.getrlimit(resource.RLIMIT_FSIZE), path.stat().st_mtime_ns
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        zoo = Zoo(path, verify=True)
+        assert zoo.runs == Zoo(folder).runs and [view.header.id for view in zoo.populations]
+        assert zoo.module(0) is not None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == [path] and path.stat().st_mtime_ns == stamp
+
+
 def test_a_full_disk_leaves_nothing(folder: Path, out: Path, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     headers, _ = scan(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import resource
 from collections import Counter
 from pathlib import Path
 
@@ -106,6 +107,31 @@ def test_where_is_a_filter_over_the_runs(zoo: Zoo) -> None:
     assert len(zoo.where(status="ok")) == 12 and set(zoo.where(status="diverged").column("lr")) == {1e30}
     nothing = zoo.where(architecture="vit-1-w8")
     assert len(nothing) == 0 and nothing.populations == [] and len(nothing.where(seed=0)) == 0
+
+
+def test_short_names_of_columns(zoo: Zoo) -> None:
+    chosen = zoo.where(arch="resnet-8-w4", val_acc__gt=0.5, split="train")
+    assert chosen.runs == [
+        run
+        for run in zoo.runs
+        if run["architecture"] == "resnet-8-w4" and run["validation_accuracy"] > 0.5 and run["split"] == "train"
+    ]
+    assert 0 < len(chosen) < len(zoo.where(arch="resnet-8-w4")) + 1
+    assert zoo.column("test_acc").tolist() == pytest.approx(zoo.column("test_accuracy").tolist(), nan_ok=True)
+
+
+def test_a_folder_without_an_index_is_left_as_it_is_when_it_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    """On a disk without room; what is read is the same."""
+    for path in folder.glob("*.h5"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    before, names = resource.getrlimit(resource.RLIMIT_FSIZE), set(tmp_path.iterdir())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        zoo = Zoo(tmp_path).where(arch="resnet-8-w4")
+        np.testing.assert_array_equal(zoo.matrix(), Zoo(folder).where(arch="resnet-8-w4").matrix())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert set(tmp_path.iterdir()) == names
 
 
 def test_unknown_columns_and_metrics_have_near_names(zoo: Zoo) -> None:
