@@ -114,15 +114,15 @@ def _is_running(pid: int) -> bool:
 
 
 def _is_stale(path: Path, match: re.Match[str], seconds: float) -> bool:
-    """Whether the writer of a temporary file is gone: known on this machine, elsewhere supposed after `seconds`.
+    """Whether the writer of a temporary file is gone: known on this machine, else supposed after `seconds`.
 
     Raises:
         FileNotFoundError: the writer was faster.
     """
-    age = time.time() - path.stat().st_mtime
-    if match["host"] == socket.gethostname():
-        return not _is_running(int(match["pid"])) or age > STALE_SECONDS  # another process may have its number by now
-    return age > seconds
+    if match["host"] == socket.gethostname() and not _is_running(int(match["pid"])):
+        return True
+    # Here, too, for another process may have its number by now. A time far ahead is that of a clock since put right.
+    return abs(time.time() - path.stat().st_mtime) > seconds
 
 
 def sweep(folder: Path) -> list[Path]:

@@ -43,20 +43,15 @@ def _images(name: str, root: Path | None, digest: str) -> data.ImageSet:
 def perform(task: Task, folder: Path, root: Path | None, tick: Tick, *, images: data.ImageSet | None = None) -> Outcome:
     """Train and store one population. Its own failures come back as text, so that any exception crosses processes.
 
-    `images` is the data set of the plan where the executor has it at hand; otherwise it is loaded.
+    Args:
+        task: what to train.
+        folder: of the zoo.
+        root: where data sets lie, see `collect.data.load`.
+        tick: called before every step with the task's id and the fraction that is done. If it raises `Interrupted`,
+            the training state is saved, and the same task goes on from there another time.
+        images: the data set of the plan where the executor has it at hand; otherwise it is loaded.
     """
-    epochs_told, state = 0, unfinished.path_of(folder, task.id)
-
-    def on_step(share: float) -> None:
-        """Look at every step whether to stop, and tell of every epoch that is done."""
-        nonlocal epochs_told
-        epochs = int(share * task.recipe.epochs)
-        if epochs > epochs_told:
-            epochs_told = epochs
-            tick(task.id, share)
-        else:
-            tick()
-
+    state = unfinished.path_of(folder, task.id)
     try:
         with claim(zoo_file.path_of(folder, task.id)):  # before anything that takes time
             images = images or _images(task.recipe.data, root, task.data_digest)
@@ -65,7 +60,8 @@ def perform(task: Task, folder: Path, root: Path | None, tick: Tick, *, images: 
                     f"the checkpoint in {task.recipe.init!r} has changed since the plan was made; plan again"
                 )
             population = train(
-                task.recipe, task.seeds, images, stack=task.stack, tick=on_step, unfinished_path=state
+                task.recipe, task.seeds, images, stack=task.stack, tick=functools.partial(tick, task.id),
+                unfinished_path=state,
             )  # fmt: skip
             zoo_file.write(population, folder)
             unfinished.discard(state)

@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from collect import zoo_file
+from collect import unfinished, zoo_file
 from collect.durable import sweep
 from collect.executors import Executor, make
 from collect.executors.attempt import Attempt, Elsewhere, check, free
@@ -98,6 +98,12 @@ def _move_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
+def _sweep(folder: Path) -> None:
+    """Delete what killed collectors left and nobody needs."""
+    sweep(folder)
+    unfinished.sweep(folder, stored=lambda population: zoo_file.path_of(folder, population).exists())
+
+
 def _carry_out(tasks: list[Task], executor: Executor, folder: Path, root: Path | None, progress: _Progress) -> None:
     """Everything that no other collector is at; then, as they end or die, what the others were at."""
     while tasks:
@@ -158,7 +164,7 @@ def collect(
     )
     faults = {task.id: check(task, folder) for task in tasks}
     save(tasks, folder)
-    sweep(folder)
+    _sweep(folder)
     moved_aside, open_tasks = [], []
     for task in tasks:
         fault = faults[task.id]
@@ -180,7 +186,7 @@ def collect(
             f"{str(reason) or 'interrupted'}: {done} of {len(tasks)} populations are stored in {folder}"
         ) from reason
     finally:
-        sweep(folder)
+        _sweep(folder)
     if progress.failed:
         first = progress.failed[0]
         raise CollectError(
