@@ -49,7 +49,8 @@ def plan(
     """Make a plan from a spec: which networks are trained, and in which files they will be. Nothing is trained.
 
     A spec is JSON. "recipe" holds for all networks, "grid" is every combination of its lists, and every combination is
-    trained under each of the draws of "random" (uniform, log_uniform, integer, choice); "runs" times each:
+    trained under each of the draws of "random" (uniform, log_uniform or integer from [low, high], integer also from
+    [low, high, step], choice); "runs" times each:
 
       {"seed": 0, "runs": 8,
        "recipe": {"data": "digits", "epochs": 20, "saved": "all"},

@@ -61,6 +61,38 @@ def test_every_recipe_flag_reaches_the_recipe(tmp_path: Path) -> None:
     assert cli.RunConfig(architectures=("mlp-1-w4",), out=tmp_path, nesterov=True).spec().recipes()[0].nesterov
 
 
+def test_flags_name_the_populations_that_they_named_in_the_first_version(tmp_path: Path) -> None:
+    """Ids written down with version 0.1: zoos of that time must go on, not start again."""
+    config = cli.RunConfig(
+        architectures=("resnet-8-w4", "mlp-2-w32"), out=tmp_path, init=("he", "orthogonal"), lr=(0.1, 0.01), epochs=3,
+        saved=(0, 3), augmentation="shift",
+    )  # fmt: skip
+    assert [task.id for task in config.spec().plan()] == [
+        "f1122180942540f3", "0815a1bd8c1a1a58", "eb6bc9765f7a293b", "c4f8656c7713634a",
+        "0e2a8ce2a874f727", "5b6fe49af5bccc10", "f811312098925500", "c0bdee0d044f399a",
+    ]  # fmt: skip
+
+
+def test_from_a_spec_over_a_plan_to_the_zoo_that_the_flags_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    spec, made = tmp_path / "spec.json", tmp_path / "plan.json"
+    recipe = {"architecture": "mlp-1-w4", "epochs": 1, "batch_size": 256}
+    spec.write_text(json.dumps({"recipe": recipe, "grid": {"init": ["he", "xavier"]}, "runs": 3, "together": 2}))
+    assert call(monkeypatch, "plan", spec, "--out", made) == 0
+    shown = capsys.readouterr().out
+    assert "2 recipes, 6 networks in 4 populations" in shown and "swept: init he, xavier" in shown
+    for source, folder in ((spec, tmp_path / "one"), (made, tmp_path / "other")):
+        assert call(monkeypatch, "run", "--plan", source, "--out", folder, "--workers", "0") == 0
+        stored = json.loads(next(folder.glob("config-*.json")).read_text())
+        assert stored["spec"]["grid"] == {"init": ["he", "xavier"]}
+    assert call(monkeypatch, *COLLECT, "--init", "he", "xavier", "--out", tmp_path / "flags") == 0
+    digests = [
+        {each.id: each.header.digest for each in Zoo(tmp_path / name).populations} for name in ("one", "other", "flags")
+    ]
+    assert len(digests[0]) == 4 and digests[0] == digests[1] == digests[2]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -82,10 +82,9 @@ def test_two_ways_to_write_a_recipe_are_one() -> None:
     assert len(plan(sweep(TINY, data=["digits", "Digits"], lr=[1, 1.0]), runs=2)) == 1
 
 
-def test_cost_of_an_mlp_against_counting_by_hand() -> None:
-    """2 operations per weight and image, three passes, 1295 training digits."""
-    (task,) = plan([Recipe(architecture="mlp-1-w16", epochs=7)], runs=3)
-    assert task.cost == 2 * (64 * 16 + 16 * 10) * 3 * 1295 * 7 * 3
+def test_cost_is_that_of_all_networks_of_the_task() -> None:
+    one, three = (plan([TINY], runs=runs)[0] for runs in (1, 3))
+    assert three.cost == 3 * one.cost > 0
 
 
 def test_a_refitted_checkpoint_at_the_same_place_makes_other_networks(tmp_path: Path) -> None:
