@@ -119,6 +119,9 @@ def measure(folder: Path, size: Size) -> dict[str, float]:
         few = list(populations(template, SMALL, 8, first))
         rates.time("small", SMALL * 8, lambda few=few: [zoo_file.write(each, small) for each in few])
         rates.time("groups", LARGE, lambda stack=stacks[0]: write_groups(stack, groups))
+    files = sorted(large.glob(f"*{zoo_file.SUFFIX}"))[: size.files]
+    for _ in range(size.rounds):
+        rates.time("verify", LARGE * len(files), lambda: [zoo_file.verify(path) for path in files])
     names = [f"network-{seed}" for seed in stacks[0].seeds]
     flat = Zoo(large).flat()
     expected = np.concatenate([stack.weights[:, -1] for stack in stacks[:1]])
@@ -139,12 +142,15 @@ def measure(folder: Path, size: Size) -> dict[str, float]:
         "durable_nets_per_s_small_files": rates.median("small"),
         "group_per_net_nets_per_s": rates.median("groups"),
         "group_per_net_ratio": rates.median("large") / rates.median("groups"),
+        "verified_nets_per_s": rates.median("verify"),
         "random_nets_per_s": rates.median("mapped"),
         "ram_nets_per_s": rates.median("ram"),
         "block_shuffle_nets_per_s": rates.median("blocks"),
         "group_per_net_read_nets_per_s": rates.median("group_read"),
         "group_per_net_read_ratio": rates.median("mapped") / rates.median("group_read"),
         "weights_per_net": flat.columns,
+        "bytes_per_net": files[0].stat().st_size / LARGE,
+        "bytes_per_net_small_files": next(small.glob(f"*{zoo_file.SUFFIX}")).stat().st_size / SMALL,
         "nets": len(flat),
     }
 
@@ -159,12 +165,15 @@ MEANING = {
     "durable_nets_per_s_small_files": f"written, {SMALL} networks per file",
     "group_per_net_nets_per_s": "written, one group per network",
     "group_per_net_ratio": "first row / third row",
+    "verified_nets_per_s": "read whole and compared with their digests",
     "random_nets_per_s": "read, memory-mapped, random batches",
     "ram_nets_per_s": "read, from RAM, random batches",
     "block_shuffle_nets_per_s": "read, block shuffle, files opened anew",
     "group_per_net_read_nets_per_s": "read, one group per network, random",
     "group_per_net_read_ratio": "mapped / one group per network",
     "weights_per_net": f"weights of a {ARCHITECTURE}",
+    "bytes_per_net": f"bytes on the disk per network, {LARGE} per file",
+    "bytes_per_net_small_files": f"bytes on the disk per network, {SMALL} per file",
     "nets": "networks in the zoo",
 }
 

@@ -1,0 +1,28 @@
+"""The benchmark of the index at its smallest: it checks itself that the filter finds what it should."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "zoo_index.py"
+
+
+def test_figures_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    spec = importlib.util.spec_from_file_location("zoo_index", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "zoo_index", module)  # its data classes look themselves up there
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "QUICK", module.Size(runs=2000, rounds=1, real=2))
+    module.benchmark(json_file=tmp_path / "figures.json", quick=True)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(module.MEANING) < set(figures) and {"git_commit", "torch_version", "machine"} < set(figures)
+    assert figures["index_runs"] == 2000 and figures["index_files"] == 8 and figures["index_files_small_files"] == 250
+    assert 0 < figures["index_filter_s"] < figures["index_open_s"] < 2
+    assert "index_open_s" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
