@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from collect.architectures.resnet import Shortcut
 from collect.architectures.vit import ClassToken, Mix, Tokens, ToTokens
+from collect.dropout import MaskedLinear
 
 EVALUATION_BATCH = 64  # images at a time in evaluations: small, so that activations of all members stay in cache
 
@@ -65,6 +66,10 @@ def _linear(module: nn.Linear, own: Tensors, features: Tensor, members: int) -> 
     return outputs.unflatten(1, features.shape[1:-1])
 
 
+def _masked_linear(module: MaskedLinear, own: Tensors, features: Tensor, members: int) -> Tensor:
+    return _linear(module, own, features * own["mask"] if module.training else features, members)
+
+
 def _flatten(module: nn.Flatten, own: Tensors, images: Tensor, members: int) -> Tensor:
     if module.start_dim != 1 or module.end_dim != -1:
         raise UnsupportedError("flattening of some axes only")
@@ -98,6 +103,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _convolution,
     nn.BatchNorm2d: _batch_norm,
     nn.Linear: _linear,
+    MaskedLinear: _masked_linear,
     nn.Flatten: _flatten,
     Shortcut: _shortcut,
     ToTokens: _to_tokens,

@@ -24,6 +24,7 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from collect.architectures import Architecture, build
+from collect.dropout import mask_classifier
 from collect.grouped import EVALUATION_BATCH, Grouped, Tensors, UnsupportedError
 from generators.errors import ConfigError
 from generators.seeds import stream
@@ -93,10 +94,15 @@ class Vmap:
 FORMS: tuple[type[Form], ...] = (Grouped, Vmap)
 
 
-def template(architecture: Architecture | str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The module that says what to compute, on the meta device: it has no weights of its own."""
+def template(
+    architecture: Architecture | str, *, shape: tuple[int, int, int], classes: int, dropout: bool = False
+) -> nn.Module:
+    """The module that says what to compute, on the meta device: it has no weights of its own. See `collect.dropout`."""
     with torch.device("meta"):
-        return build(architecture, shape=shape, classes=classes)
+        module = build(architecture, shape=shape, classes=classes)
+    if dropout:
+        mask_classifier(module)
+    return module
 
 
 def _probe(module: nn.Module, shape: tuple[int, int, int]) -> tuple[Tensors, Tensors, Tensor]:
@@ -145,13 +151,13 @@ def _largest_feature_map(module: nn.Module, shape: tuple[int, int, int]) -> int:
 
 
 @lru_cache(maxsize=256)
-def choose(architecture: str, *, shape: tuple[int, int, int], classes: int) -> Form:
+def choose(architecture: str, *, shape: tuple[int, int, int], classes: int, dropout: bool = False) -> Form:
     """The form for an architecture, the same in every process.
 
     It is the first of `FORMS` that can run the architecture and agrees with the loop; and the loop itself if a
     convolution makes more than `LARGEST_STACKED` numbers per image, such as more than 24 channels of 8x8 pixels.
     """
-    module = template(architecture, shape=shape, classes=classes)
+    module = template(architecture, shape=shape, classes=classes, dropout=dropout)
     loop = Loop(module)
     for kind in FORMS if _largest_feature_map(module, shape) <= LARGEST_STACKED else ():
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 from collect import architectures, stacked
 from collect.augmentation import Batches
 from collect.data import ImageSet
+from collect.dropout import Masks
 from collect.grouped import Tensors
 from collect.members import Members, layouts
 from collect.metrics import METRIC_NAMES, losses, measure
@@ -53,7 +54,9 @@ class Setup:
         self.evaluations = np.arange(recipe.epochs * recipe.evaluations_per_epoch + 1) / recipe.evaluations_per_epoch
         self.evaluation_steps = np.rint(self.evaluations * self.steps_per_epoch).astype(np.int64)
         self.shape, self.classes = images.shape, len(images.classes)
-        self.form = stacked.choose(recipe.architecture, shape=self.shape, classes=self.classes)
+        self.form = stacked.choose(
+            recipe.architecture, shape=self.shape, classes=self.classes, dropout=recipe.dropout > 0
+        )  # fmt: skip
         template = stacked.template(recipe.architecture, shape=self.shape, classes=self.classes)
         self.layout, self.buffer_layout = layouts(template)
         chain = resolve(recipe.init)
@@ -80,10 +83,9 @@ class Setup:
             states.append(module.state_dict())
         return stacked.stack(states)
 
-    def measure(self, members: Members) -> Tensor:
+    def measure(self, parameters: Tensors, buffers: Tensors) -> Tensor:
         """Metrics `[K, M]` in the order of `METRIC_NAMES`; see `Recipe.statistics`."""
         (pictures, labels), *others = self._measured
-        parameters, buffers = members.parameters, members.buffers
         if self.recipe.statistics == "train":
             buffers, found = stacked.calibrate(self.form, parameters, buffers, pictures)
         else:
@@ -109,6 +111,10 @@ class Stack:
         self.members = Members(tensors, setup.layout, setup.buffer_layout, device=setup.device)
         self._leaves = list(self.members.parameters.values())
         self._optimiser = OPTIMISERS[setup.recipe.optimiser](self.members.flat, setup.recipe)
+        self._masks = Masks(
+            setup.form.module, seeds, dropout=setup.recipe.dropout, batch_size=setup.recipe.batch_size,
+            device=setup.device,
+        )  # fmt: skip
         setup.batches.reseed(seeds)
         self._epoch: Iterator[tuple[Tensor, Tensor]] = iter(())
         self._streams = setup.batches.state()  # as they were when the epoch began
@@ -137,7 +143,7 @@ class Stack:
             self._epoch = setup.batches.epoch()
         pictures, labels = next(self._epoch)
         loss = losses(
-            setup.form(members.parameters, members.buffers, pictures, training=True),
+            setup.form(members.parameters, members.buffers | self._masks.draw(), pictures, training=True),
             labels, smoothing=recipe.label_smoothing,
         )  # fmt: skip
         members.freeze_unless(
@@ -156,7 +162,7 @@ class Stack:
         """Measure and store what is due after the steps done."""
         due = np.searchsorted(self.setup.evaluation_steps, self.step_count)
         if self.setup.evaluation_steps[due] == self.step_count:
-            found = self.setup.measure(self.members)
+            found = self.setup.measure(self.members.parameters, self.members.buffers | self._masks.neutral)
             self.members.freeze_unless(found.isfinite().all(dim=1), step=self.step_count)
             self._metrics[self.members.training, due] = found.cpu().numpy()[self.members.training]
         epoch, rest = divmod(self.step_count, self.setup.steps_per_epoch)
@@ -179,6 +185,7 @@ class Stack:
             "step": torch.tensor(self.step_count),
             "members": self.members.state(),
             "optimiser": self._optimiser.state(),
+            "dropout": self._masks.state(),
             "streams": self.setup.batches.state() if between_epochs else self._streams,
             "metrics": torch.from_numpy(self._metrics),
             "checkpoints": {
@@ -191,6 +198,7 @@ class Stack:
         self.step_count = int(state["step"])
         self.members.load(state["members"])
         self._optimiser.load(state["optimiser"])
+        self._masks.load(state["dropout"])
         self.setup.batches.load(state["streams"])
         done = self.step_count % self.setup.steps_per_epoch
         if done:
