@@ -161,7 +161,11 @@ def test_verify_names_the_damaged_file_and_fails(
 
 def test_help_teaches_with_an_example(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, words in (
-        (["--help"], ["python -m collect run --data digits", "status", "verify", "given again"]),
+        (
+            ["--help"],
+            ["python -m collect run --data digits", "run --plan PLAN.json", "status", "verify", "given again"],
+        ),
+        (["plan", "--help"], ['"log_uniform": [0.01, 0.3]', "independent", "--out"]),
         (
             ["run", "--help"],
             ["python -m collect run --data digits", "--architectures", "resnet-20-w16", "--first-seed"],
