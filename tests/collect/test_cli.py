@@ -163,7 +163,7 @@ def test_help_teaches_with_an_example(capsys: pytest.CaptureFixture, monkeypatch
     for arguments, words in (
         (
             ["--help"],
-            ["python -m collect run --data digits", "run --plan PLAN.json", "status", "verify", "given again"],
+            ["run --data digits", "run --plan PLAN.json", "status", "verify", "given again"],
         ),
         (["plan", "--help"], ['"log_uniform": [0.01, 0.3]', "independent", "--out"]),
         (
