@@ -34,7 +34,7 @@ class Population:
         status: per member, `"ok"` or `"diverged"` (this engine never leaves a run `"stopped"` half-way).
         layout, buffer_layout: what lies where in a row.
         weights: float32 `[K, C, P]`. Of a diverged member, from its divergence on, those that gave the first loss that
-            was not finite (they may hold NaN).
+            was not finite (they may hold NaN); on a GPU, those up to `collect.training.LOOK_ELSEWHERE` steps later.
         buffers: float32 `[K, C, B]`, the running statistics of training and step counters.
         checkpoint_epochs: int64 `[C]`.
         metrics: float32 `[K, E, M]`, NaN for a diverged member from its divergence on. `train_*` is measured on the

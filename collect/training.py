@@ -26,7 +26,8 @@ from generators.initialiser import init, resolve
 from generators.seeds import derive
 
 INIT_BATCH = 128  # images per batch for initialisers that need data; they get the first training images
-LOOK_EVERY = 50  # steps between two looks at which members are finite, on a GPU; each makes the CPU wait for it
+LOOK_EVERY = {"cpu": 1}  # steps between two looks at which members are finite ...
+LOOK_ELSEWHERE = 50  # ... and on other devices, for which the CPU has to wait; evaluations always look
 
 
 class Setup:
@@ -148,7 +149,7 @@ class Stack:
         )  # fmt: skip
         members.freeze_unless(
             loss.detach().isfinite(), step=self.step_count,
-            at_once=setup.device.type == "cpu" or self.step_count % LOOK_EVERY == 0,
+            at_once=self.step_count % LOOK_EVERY.get(setup.device.type, LOOK_ELSEWHERE) == 0,
         )  # fmt: skip
         gradients = torch.autograd.grad(loss.sum(), self._leaves)
         if recipe.clip_norm:

@@ -67,3 +67,17 @@ def test_layout_is_the_one_that_the_grouped_form_reads_without_a_copy(images: Im
     merged = pictures.transpose(0, 1).flatten(1, 2)
     assert merged.data_ptr() == pictures.data_ptr()
     assert merged.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_streams_are_taken_up_in_the_middle_of_an_epoch(images: ImageSet) -> None:
+    """From the states at its beginning and the number of batches seen."""
+    settings = {"batch_size": BATCH, "augmentation": "flip-crop", "device": CPU}
+    batches, resumed = Batches(images, [1, 2], **settings), Batches(images, [8, 9], **settings)
+    list(batches.epoch())
+    state = batches.state()
+    expected = [*batches.epoch(), *batches.epoch()]
+    resumed.load(state)
+    found = [*resumed.epoch(skip=2), *resumed.epoch()]
+    assert len(found) == len(expected) - 2
+    for (pictures, labels), (their_pictures, their_labels) in zip(found, expected[2:], strict=True):
+        assert torch.equal(pictures, their_pictures) and torch.equal(labels, their_labels)

@@ -42,6 +42,23 @@ def test_optimiser_against_torch(changes: dict) -> None:
     torch.testing.assert_close(weights, torch.stack([row.detach() for row in references]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_state_is_all_that_a_step_needs_beside_the_weights(name: str) -> None:
+    recipe = Recipe(optimiser=name, momentum=0.9)
+    gradients = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    weights = torch.ones(20)
+    optimiser = OPTIMISERS[name](weights, recipe)
+    for gradient in gradients[:3]:
+        optimiser.step(gradient.clone(), lr=0.1)
+    others = weights.clone()
+    resumed = OPTIMISERS[name](others, recipe)
+    resumed.load({key: value.clone() for key, value in optimiser.state().items()})
+    for gradient in gradients[3:]:
+        optimiser.step(gradient.clone(), lr=0.1)
+        resumed.step(gradient.clone(), lr=0.1)
+    assert torch.equal(weights, others)
+
+
 def test_clipping_against_torch_one_member_at_a_time() -> None:
     """One member is far over the limit, one below, one not finite: none of them touches another."""
     generator = torch.Generator().manual_seed(0)

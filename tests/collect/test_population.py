@@ -255,6 +255,20 @@ def test_a_diverged_member_is_frozen_and_the_others_are_untouched(
     assert np.array_equal(found.weights[1, 1], found.weights[1, 2], equal_nan=True)  # frozen since
 
 
+def test_looking_seldom_for_divergence_changes_only_the_weights_of_who_diverged(
+    images: ImageSet, poison: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, done on the CPU."""
+    poison(1e6)
+    recipe = dataclasses.replace(MLP, init="poison")
+    often = train(recipe, [3, 4, 5], images)
+    monkeypatch.setattr(training, "LOOK_EVERY", {})
+    seldom = train(recipe, [3, 4, 5], images)
+    assert seldom.status == often.status == ("ok", "diverged", "ok")
+    assert np.array_equal(seldom.metrics, often.metrics, equal_nan=True)
+    assert np.array_equal(seldom.weights[[0, 2]], often.weights[[0, 2]])
+
+
 def test_a_population_of_diverged_members_ends_early_and_is_whole(
     images: ImageSet, poison: Callable[[float], None]
 ) -> None:
