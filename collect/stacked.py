@@ -4,9 +4,11 @@ Three forms of the same computation, from images `[K, N, C, H, W]` to logits `[K
 
 - `Grouped` (`collect.grouped`): one network with K groups. Fastest for small networks on a CPU.
 - `Vmap`: `torch.func.vmap` over `functional_call`, for modules that `Grouped` has no rule for.
-- `Loop`: one member after the other. Slow and obvious; the others are measured against it.
+- `Loop`: one member after the other, for networks that are large enough to keep a core busy on their own. Slow and
+  obvious in single precision; the others are measured against it. It can also compile the network, and compute in
+  bfloat16.
 
-`choose` accepts a form only if its outputs, gradients and running statistics agree with the loop.
+`choose` accepts a stacked form only if its outputs, gradients and running statistics agree with the loop.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from generators.seeds import stream
 
 log = logging.getLogger(__name__)
 
-LARGEST_STACKED = 1536  # numbers in a feature map; measured on a CPU, above it members share too little cache to gain
+LARGEST_STACKED = 8192  # numbers in a feature map; measured on a CPU: above it two members gain nothing over one
 CALIBRATION_IMAGES = 512  # training images on which batch-norm statistics are re-estimated for an evaluation
 
 
@@ -55,24 +57,53 @@ class Form(Protocol):
 
 
 class Loop:
-    """One member after the other."""
+    """One member after the other, in channels-last order.
+
+    Args:
+        module: the template.
+        precision: `"float32"`, or `"bfloat16"` for convolutions and matrix products under `torch.autocast`; weights,
+            gradients and logits stay in float32.
+        compiled: put training steps through `torch.compile`, once for all members; evaluations are not worth it. Where
+            that fails, for want of a C++ compiler for example, a warning says so and the steps run as they are.
+    """
 
     name = "loop"
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, precision: str = "float32", compiled: bool = False) -> None:
         self.module = module
+        self.precision = precision
+        self._compiled = torch.compile(self._one, dynamic=False) if compiled else None
+        if compiled:
+            self.name = "compiled"
+
+    def _one(self, tensors: Tensors, images: Tensor) -> Tensor:
+        """Logits of one member, of tensors `[1, ...]`."""
+        return functional_call(self.module, {name: value[0] for name, value in tensors.items()}, (images,))
+
+    def _run(self, tensors: Tensors, images: Tensor) -> Tensor:
+        if self._compiled is not None and self.module.training and torch.is_grad_enabled():
+            try:
+                return self._compiled(tensors, images)
+            except RuntimeError as error:  # what torch.compile raises; an error of the network itself comes again below
+                log.warning("not compiled, which costs up to a third more time: %s", str(error).strip().split("\n")[0])
+                self._compiled, self.name = None, "loop"
+        return self._one(tensors, images)
 
     def __call__(self, parameters: Tensors, buffers: Tensors, images: Tensor, *, training: bool) -> Tensor:
         """See `Form`."""
         self.module.train(training)
-        members: list[Tensors] = [{} for _ in images]
-        for name, stacked in (parameters | buffers).items():
-            for member, own in zip(members, stacked.unbind(), strict=True):
-                member[name] = own
-        inputs = (own.contiguous(memory_format=torch.channels_last) for own in images)
-        return torch.stack(
-            [functional_call(self.module, member, (own,)) for member, own in zip(members, inputs, strict=True)]
-        )
+        tensors = parameters | buffers
+        members = [tensors]  # a compiled function warns about inputs that are views of parameters
+        if len(images) > 1:
+            rows = zip(*(value.split(1) for value in tensors.values()), strict=True)
+            members = [dict(zip(tensors, row, strict=True)) for row in rows]
+        low = self.precision == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+            logits = [
+                self._run(member, own.contiguous(memory_format=torch.channels_last))
+                for member, own in zip(members, images, strict=True)
+            ]
+        return torch.stack(logits).to(images.dtype)
 
 
 class Vmap:
@@ -151,15 +182,32 @@ def _largest_feature_map(module: nn.Module, shape: tuple[int, int, int]) -> int:
 
 
 @lru_cache(maxsize=256)
-def choose(architecture: str, *, shape: tuple[int, int, int], classes: int, dropout: bool = False) -> Form:
+def choose(
+    architecture: str,
+    *,
+    shape: tuple[int, int, int],
+    classes: int,
+    precision: str = "float32",
+    compiled: bool = False,
+    dropout: bool = False,
+) -> Form:
     """The form for an architecture, the same in every process.
 
     It is the first of `FORMS` that can run the architecture and agrees with the loop; and the loop itself if a
-    convolution makes more than `LARGEST_STACKED` numbers per image, such as more than 24 channels of 8x8 pixels.
+    convolution makes more than `LARGEST_STACKED` numbers per image, which is 8 channels of 32x32 pixels, or if
+    `precision` is not float32: small networks gain nothing from another.
+
+    Args:
+        architecture: its name.
+        shape: `(C, H, W)` of one image.
+        classes: number of logits.
+        precision, compiled: of the loop.
+        dropout: whether there are masks, see `collect.dropout`.
     """
     module = template(architecture, shape=shape, classes=classes, dropout=dropout)
     loop = Loop(module)
-    for kind in FORMS if _largest_feature_map(module, shape) <= LARGEST_STACKED else ():
+    stackable = precision == "float32" and _largest_feature_map(module, shape) <= LARGEST_STACKED
+    for kind in FORMS if stackable else ():
         try:
             form = kind(module)
             if agree(form, loop, shape):
@@ -167,7 +215,7 @@ def choose(architecture: str, *, shape: tuple[int, int, int], classes: int, drop
             log.warning("%s: the %s form differs from the loop and is not used", architecture, form.name)
         except (UnsupportedError, RuntimeError) as error:
             log.debug("%s: no %s form (%s)", architecture, kind.name, error)
-    return loop
+    return Loop(module, precision=precision, compiled=compiled)
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from collect import architectures, stacked
 from collect.augmentation import Batches
+from collect.cost import operations
 from collect.data import ImageSet
 from collect.dropout import Masks
 from collect.grouped import Tensors
@@ -26,6 +27,7 @@ from generators.initialiser import init, resolve
 from generators.seeds import derive
 
 INIT_BATCH = 128  # images per batch for initialisers that need data; they get the first training images
+COMPILED_FROM = 2e13  # operations of one run, some minutes of a core: compiling costs half a minute
 LOOK_EVERY = {"cpu": 1}  # steps between two looks at which members are finite ...
 LOOK_ELSEWHERE = 50  # ... and on other devices, for which the CPU has to wait; evaluations always look
 
@@ -56,7 +58,8 @@ class Setup:
         self.evaluation_steps = np.rint(self.evaluations * self.steps_per_epoch).astype(np.int64)
         self.shape, self.classes = images.shape, len(images.classes)
         self.form = stacked.choose(
-            recipe.architecture, shape=self.shape, classes=self.classes, dropout=recipe.dropout > 0
+            recipe.architecture, shape=self.shape, classes=self.classes, precision=recipe.precision,
+            compiled=operations(recipe, images) >= COMPILED_FROM, dropout=recipe.dropout > 0,
         )  # fmt: skip
         template = stacked.template(recipe.architecture, shape=self.shape, classes=self.classes)
         self.layout, self.buffer_layout = layouts(template)

@@ -1,8 +1,8 @@
 """Small plain convolutional networks after the Small CNN Zoo (Unterthiner et al., 2020, arXiv 2002.11448): no norms.
 
 DEPTH 3x3 convolutions with bias, all of w channels, each but the first with stride 2 as long as there is resolution to
-halve, then global average pooling and one linear layer. The zoo's own networks, three convolutions of 16 channels on one
-colour and 4,970 parameters, stride the first convolution as well: they start from 28x28 images.
+halve, then global average pooling and one linear layer. The zoo's own networks, three convolutions of 16 channels on
+one colour and 4,970 parameters, stride the first convolution as well: they start from 28x28 images.
 """
 
 from __future__ import annotations

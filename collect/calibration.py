@@ -1,0 +1,154 @@
+"""How many networks to train together: measured, because it depends on the processor's caches and the architecture.
+
+A few steps are timed at K = 2, 4, 8, ... members; the K with the least time per member wins. On a CPU that is where the
+activations of all members just fit the cache, on a GPU where the device is full. It changes no result but by rounding
+(in the grouped form of this version of torch, by nothing at all), so it is in no id.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from collect.grouped import Tensors
+from collect.metrics import losses
+from collect.optimisation import OPTIMISERS
+from collect.recipe import Recipe
+from collect.stacked import Form, Loop
+from generators.seeds import stream
+
+LARGEST = 64  # members; on a CPU more have never been faster
+ENOUGH = 8  # so many members train together without a calibration: it would take longer than it saves
+STEPS = 3  # timed at every K, after one that is not
+WORSE = 1.1  # the search ends at a K this much slower than the best: larger ones have fallen out of the cache
+MEMORY = 2**30  # bytes of activations that one process on a CPU may hold
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured.
+
+    Attributes:
+        seconds: K -> seconds per member and step; CPU time on a CPU.
+        member_bytes: what one member keeps for the backward pass.
+    """
+
+    seconds: dict[int, float]
+    member_bytes: int
+
+    @property
+    def stack(self) -> int:
+        """The K with the least time per member."""
+        return min(self.seconds, key=lambda members: self.seconds[members])
+
+
+class _Trial:
+    """K members with random weights on random images, to be stepped."""
+
+    def __init__(self, form: Form, recipe: Recipe, members: int, shape: tuple[int, int, int], device: torch.device):
+        self.form, generator = form, stream(0, "calibration")
+        named = dict(form.module.named_parameters())
+        flat = torch.randn(members * sum(value.numel() for value in named.values()), generator=generator)
+        self._optimiser = OPTIMISERS[recipe.optimiser](flat.mul_(0.05).to(device), recipe)
+        segments = self._optimiser.weights.split([members * value.numel() for value in named.values()])
+        self.parameters: Tensors = {
+            name: segment.view(members, *value.shape).detach().requires_grad_()
+            for (name, value), segment in zip(named.items(), segments, strict=True)
+        }
+        self.buffers: Tensors = {
+            name: torch.ones(members, *value.shape, dtype=value.dtype, device=device)
+            for name, value in form.module.named_buffers()
+        }
+        channels, height, width = shape
+        images = torch.randn(recipe.batch_size, height, width, members, channels, generator=generator)
+        self.images = images.to(device).permute(3, 0, 4, 1, 2)  # laid out as `collect.augmentation.Batches` does
+        self.labels = torch.zeros(members, recipe.batch_size, dtype=torch.int64, device=device)
+
+    def step(self) -> None:
+        loss = losses(self.form(self.parameters, self.buffers, self.images, training=True), self.labels)
+        gradients = torch.autograd.grad(loss.sum(), list(self.parameters.values()))
+        self._optimiser.step(torch.cat([gradient.flatten() for gradient in gradients]), lr=1e-3)
+
+    def kept_bytes(self) -> int:
+        """What a forward pass keeps for the backward pass, weights included."""
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            outputs = self.form(self.parameters, self.buffers, self.images, training=True)
+        del outputs
+        return sum(kept.values())
+
+
+def _seconds(trial: _Trial, device: torch.device) -> float:
+    """For `STEPS` steps."""
+    if device.type == "cpu":
+        clock = time.process_time  # other processes on this core do not count
+    else:
+        clock = time.perf_counter
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock()
+
+    trial.step()
+    start = now()
+    for _ in range(STEPS):
+        trial.step()
+    return now() - start
+
+
+def _memory(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else MEMORY
+
+
+def calibrate(
+    form: Form,
+    recipe: Recipe,
+    *,
+    shape: tuple[int, int, int],
+    most: int = LARGEST,
+    device: str | torch.device = "cpu",
+    memory: int | None = None,
+) -> Calibration:
+    """Time a few training steps at K = 2, 4, 8, ... members.
+
+    Args:
+        form: how members are run; of the loop, one member is timed, since more would not be faster.
+        recipe: gives the batch size and the optimiser.
+        shape: `(C, H, W)` of one image.
+        most: largest K.
+        device: where.
+        memory: bytes that the activations of all members may take; None for half of what a GPU has free, `MEMORY` on a
+            CPU. The smallest K is timed in any case.
+    """
+    device, loop = torch.device(device), isinstance(form, Loop)
+    members = 1 if loop else 2  # a grouped convolution with a single group is another kernel, with other rounding
+    member_bytes = _Trial(form, recipe, members, shape, device).kept_bytes() // members
+    room = (_memory(device) if memory is None else memory) // max(member_bytes, 1)
+    seconds: dict[int, float] = {}
+    while True:
+        seconds[members] = _seconds(_Trial(form, recipe, members, shape, device), device) / STEPS / members
+        enough = loop or seconds[members] > WORSE * min(seconds.values())
+        members *= 2
+        if enough or members > min(most, room):
+            return Calibration(seconds, member_bytes)
+
+
+def sizes(members: int, stack: int) -> list[int]:
+    """`members` cut into stacks of at most `stack`, as equal as can be; never a single one beside others.
+
+    A single member would be rounded differently from what it would be in company, and its bits would depend on `stack`.
+    """
+    count = -(-members // stack)
+    if stack > 1:
+        count = max(1, min(count, members // 2))
+    return [members // count + (number < members % count) for number in range(count)]
