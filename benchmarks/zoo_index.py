@@ -93,7 +93,7 @@ def simulate(template: Index, folder: Path, *, runs: int, together: int) -> Inde
         "mtime_ns": np.array([each.st_mtime_ns for each in stats]),
         "runs": np.bincount(number),
     }
-    made = Index(table, populations, template.layouts)
+    made = Index(table, populations, template.layouts, repeated=np.zeros(0, dtype=np.int64))
     index.save(made, folder / index.NAME)
     return made
 

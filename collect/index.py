@@ -4,8 +4,8 @@ Opening a zoo of a million runs file by file takes minutes; its index takes less
 files and never trusted against them: a file whose size or time of change is another, or that is new, is read; one that
 is gone drops out; damaged files are not in it. Losing it costs the time to make it anew.
 
-    index.npz   arrays `runs/...` (columns, one value per run) and `populations/...` (one value per file), and `texts`,
-                JSON: for what version of this module, distinct layouts, and the values of coded columns
+    index.npz   arrays `runs/...` (columns, one value per run), `populations/...` (one value per file), `repeated`, and
+                `texts`, JSON: for what version of this module, distinct layouts, and the values of coded columns
 
 Nothing in it is pickled. It is renamed into place, so that readers at the same time do no harm, and a folder that
 cannot be written is read without it.
@@ -69,19 +69,20 @@ class Index:
             weights, buffers and trajectory start, how many runs, checkpoints and float16 checkpoints it has, and the
             numbers of its layouts.
         layouts: the distinct layouts.
+        repeated: places of the runs that are in an earlier population too: collected twice, in files of other sizes.
     """
 
     runs: Runs
     populations: dict[str, np.ndarray]
     layouts: tuple[Layout, ...]
+    repeated: np.ndarray
 
     def __len__(self) -> int:
         return len(self.populations["file"])
 
     def once(self) -> Runs:
-        """The runs without those that are in an earlier population too: collected twice, in files of other sizes."""
-        _, first = np.unique(np.asarray(self.runs.columns["id"]), return_index=True)
-        return self.runs if len(first) == len(self.runs) else self.runs.take(np.sort(first))
+        """The runs without the repeated ones."""
+        return self.runs.take(np.delete(np.arange(len(self.runs)), self.repeated)) if len(self.repeated) else self.runs
 
     def place(self, number: int, root: Path) -> Place:
         """Where a population lies: a file of the folder `root`, or a group of the packed zoo `root`."""
@@ -113,6 +114,11 @@ def numbers(runs: Runs) -> np.ndarray:
 
 
 # --- making ------------------------------------------------------------------------------------------------------
+
+
+def _index(runs: Runs, populations: dict[str, np.ndarray], layouts: tuple[Layout, ...]) -> Index:
+    _, first = np.unique(np.asarray(runs.columns["id"]), return_index=True)
+    return Index(runs, populations, layouts, np.delete(np.arange(len(runs)), first))
 
 
 def _coded(column: np.ndarray) -> Coded:
@@ -152,7 +158,7 @@ def _entry(header: Header, *, file: str = "", size: int = 0, mtime_ns: int = 0) 
         "buffer_layout": 1,
     }
     arrays = {name: np.array([value]) for name, value in populations.items()}
-    return Index(Runs(columns), arrays, (header.layout, header.buffer_layout))
+    return _index(Runs(columns), arrays, (header.layout, header.buffer_layout))
 
 
 def _joined(parts: Sequence[Index]) -> Index:
@@ -165,7 +171,7 @@ def _joined(parts: Sequence[Index]) -> Index:
             {**part.populations, **{n: mapped[part.populations[n]] for n in ("layout", "buffer_layout")}}
         )
     arrays = {name: np.concatenate([each[name] for each in populations]) for name in populations[0]}
-    return Index(join([part.runs for part in parts]), arrays, tuple(numbers))
+    return _index(join([part.runs for part in parts]), arrays, tuple(numbers))
 
 
 def _chosen(index: Index, chosen: np.ndarray) -> Index:
@@ -176,7 +182,7 @@ def _chosen(index: Index, chosen: np.ndarray) -> Index:
     runs, ids = index.runs.take(np.argsort(new, kind="stable")[: int((new < len(index)).sum())]), _ids(index.runs)
     codes = place[numbers(runs)].astype(np.min_scalar_type(len(chosen)))
     runs.columns["population"] = Coded(codes, tuple(ids.values[number] for number in chosen.tolist()))
-    return replace(index, runs=runs, populations={name: each[chosen] for name, each in index.populations.items()})
+    return _index(runs, {name: each[chosen] for name, each in index.populations.items()}, index.layouts)
 
 
 def of(headers: Iterable[Header], root: Path) -> Index | None:
@@ -203,8 +209,9 @@ def save(index: Index, path: Path) -> None:
     texts = json.dumps(
         {"made_for": MADE_FOR, "layouts": layouts, "values": values, "populations": list(index.populations)}
     )
+    arrays |= {"texts": np.frombuffer(texts.encode(), np.uint8), "repeated": index.repeated}
     with durable(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, texts=np.frombuffer(texts.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def load(path: Path) -> Index | None:
@@ -220,13 +227,14 @@ def load(path: Path) -> Index | None:
                 array = file[f"runs/{name}"]
                 columns[name] = array if values is None else Coded(array, tuple(values))
             populations = {name: file[f"populations/{name}"] for name in texts["populations"]}
+            repeated = file["repeated"]
         layouts = tuple(tuple(_spec(*spec) for spec in layout) for layout in texts["layouts"])
     except FileNotFoundError:
         return None
     except FAULTS as error:
         log.debug("%s is damaged (%s) and is made anew", path, error)
         return None
-    return Index(Runs(columns), populations, layouts)
+    return Index(Runs(columns), populations, layouts, repeated)
 
 
 def _spec(*values: Any) -> TensorSpec:
@@ -235,7 +243,7 @@ def _spec(*values: Any) -> TensorSpec:
 
 
 def _listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Name -> size and mtime_ns of every population file, sorted by name; (-1, -1) if it is a link to nothing."""
+    """Name -> size and mtime_ns of every population file; (-1, -1) if it is a link to nothing."""
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -245,7 +253,7 @@ def _listing(folder: Path) -> dict[str, tuple[int, int]]:
                     found[entry.name] = (status.st_size, status.st_mtime_ns)
                 except OSError:
                     found[entry.name] = (-1, -1)
-    return dict(sorted(found.items()))
+    return found
 
 
 def open_index(folder: Path) -> tuple[Index | None, dict[Path, ZooError]]:
@@ -266,7 +274,7 @@ def open_index(folder: Path) -> tuple[Index | None, dict[Path, ZooError]]:
             parts.append(_chosen(stored, np.flatnonzero(same)))
             known = {file.decode() for file in parts[0].populations["file"].tolist()}
     bad: dict[Path, ZooError] = {}
-    for name, (size, mtime_ns) in listing.items():
+    for name, (size, mtime_ns) in sorted(listing.items()):
         if name not in known:
             try:
                 parts.append(_entry(zoo_file.read_header(folder / name), file=name, size=size, mtime_ns=mtime_ns))

@@ -65,6 +65,8 @@ class Coded:
 
     def decoded(self) -> np.ndarray:
         """The values, [N]; of type object if some are None."""
+        if len(self) < len(self.values):
+            return np.array([self.values[code] for code in self.codes.tolist()])
         return np.array(self.values)[self.codes]
 
 

@@ -151,7 +151,7 @@ def test_a_single_state_needs_no_trajectory(tmp_path: Path) -> None:
 
 def test_how_it_was_trained_is_recorded(population: Population, stored: Path, tmp_path: Path) -> None:
     header = read_header(stored)
-    assert header.attributes["stack"] == getattr(population, "stack", len(SEEDS))
+    assert header.attributes["stack"] == population.stack == len(SEEDS)
     assert header.attributes["precision"] == "float32"
     low = replace(population, recipe=replace(population.recipe, precision="bfloat16"))
     assert read_header(write(low, tmp_path)).attributes["precision"] == "bfloat16"
