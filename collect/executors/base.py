@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterable
 from collect.executors.attempt import Attempt, Elsewhere
 from collect.perform import Outcome
 from collect.workers import Tick
+from generators.commandline import Interrupted
 from generators.errors import ConfigError
 
 Result = Outcome | Elsewhere
@@ -39,7 +40,9 @@ class Executor(ABC):
         self.stop = threading.Event()
 
     def submit(self, attempts: Iterable[Attempt]) -> None:
-        """Take on more attempts; they start with `finished`, the first ones first."""
+        """Take on more attempts; they start with `finished`, the first ones first. `Interrupted` after `cancel`."""
+        if self.stop.is_set():
+            raise Interrupted("asked to stop")
         self.waiting.extend(attempts)
 
     @abstractmethod

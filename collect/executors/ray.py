@@ -30,6 +30,7 @@ from generators.commandline import Interrupted
 from generators.errors import ConfigError, PowerhouseError
 
 RETRIES = 3  # of a task whose process or node was lost
+CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 _PARTS = ("train", "validation", "test")
 
@@ -40,6 +41,13 @@ def _ray() -> ModuleType:
     except ImportError as error:
         raise ConfigError("the executor 'ray' needs Ray: pip install 'powerhouse-init[ray]'") from error
     return ray
+
+
+def _reach(address: str | None) -> None:
+    """`OSError` if nobody listens at an address `HOST:PORT`: Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 # --- data sets: arrays in the object store, tensors over them in the workers ---------------------------------------
@@ -130,8 +138,9 @@ class Ray(Executor):
             return
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
+            _reach(self._address)
             ray.init(address=self._address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"cannot connect to a Ray cluster at {self._address!r} ({error}); start one with `ray start --head`, "
                 "or give no address to use this machine"

@@ -1,0 +1,105 @@
+"""What only Ray does: shared data sets, nodes that die, nodes that do not see the zoo."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from collect import data, zoo_file
+from collect.durable import _is_running
+from collect.executors import make
+from collect.executors.attempt import Attempt
+from collect.executors.ray import _as_arrays, _as_images, _in_worker
+from collect.perform import Outcome
+from collect.plan import plan
+from collect.recipe import Recipe
+from collect.runner import collect
+from generators.errors import ConfigError
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'powerhouse-init[ray]'")
+
+SLOW = Recipe(architecture="mlp-1-w4", epochs=40, batch_size=64)  # about a second
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.stem: zoo_file.verify(path).digest for path in folder.glob("*.h5")}
+
+
+def at_work_on(node: Any, folder: Path) -> dict[str, int]:
+    """Population id -> process, of those that workers of `node` have claimed."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    found = {}
+    for path in folder.glob(".*.h5@*"):
+        process = int(path.name.split("@")[2].removesuffix(".tmp"))
+        if int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1]) == raylet:
+            found[path.name[1:].partition(".")[0]] = process
+    return found
+
+
+def test_a_node_killed_in_the_middle_costs_nothing(cluster: Any, tmp_path: Path) -> None:
+    tasks = plan([SLOW], runs=5, together=1)
+    collect(tasks, tmp_path / "here", workers=0)
+    doomed, lost = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20), {}
+
+    def kill(amount: float) -> None:
+        at_work = {} if lost else at_work_on(doomed, tmp_path / "ray")
+        if at_work:
+            lost.update(at_work)
+            cluster.remove_node(doomed, allow_graceful=False)
+
+    result = collect(tasks, tmp_path / "ray", executor=make("ray", address=cluster.address), on_progress=kill)
+    assert lost, "the node was to be killed while it trained"
+    assert not any(map(_is_running, lost.values()))
+    assert lost.keys() < set(result.trained + result.found) == {task.id for task in tasks}
+    assert digests(tmp_path / "ray") == digests(tmp_path / "here")
+    assert not list((tmp_path / "ray").glob(".*"))
+
+
+def test_the_connection_is_ours_only_if_we_made_it(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    tasks, before = plan([SLOW], runs=1), signal.getsignal(signal.SIGTERM)
+    collect(tasks, tmp_path / "ours", executor=make("ray", address=cluster.address))
+    assert not ray.is_initialized()
+    assert signal.getsignal(signal.SIGTERM) is before
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        collect(tasks, tmp_path / "theirs", executor=make("ray"))
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
+    assert digests(tmp_path / "ours") == digests(tmp_path / "theirs")
+
+
+def test_no_cluster_at_the_address(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot connect .* `ray start --head`"):
+        collect(plan([SLOW], runs=1), tmp_path, executor=make("ray", address="127.0.0.1:1"))
+
+
+def test_data_sets_cross_the_object_store_as_they_are() -> None:
+    images = data.load("digits")
+    arrays = _as_arrays(images)
+    for part in ("train", "validation", "test"):
+        for array in arrays[part]:
+            array.flags.writeable = False  # as Ray gives them
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back = _as_images(arrays)
+    assert back.describe() == images.describe()
+    for part in ("train", "validation", "test"):
+        for name in ("images", "labels"):
+            expected, found = (getattr(getattr(each, part), name) for each in (images, back))
+            assert torch.equal(expected, found) and expected.data_ptr() == found.data_ptr()  # not a copy
+
+
+def test_a_node_that_does_not_see_the_zoo(tmp_path: Path) -> None:
+    (task,) = plan([SLOW], runs=1)
+    outcome = _in_worker(Attempt(task, tmp_path / "elsewhere", None), None)
+    assert isinstance(outcome, Outcome) and outcome.fatal
+    assert "does not see the zoo" in outcome.error and "share" in outcome.error

@@ -1,0 +1,124 @@
+"""What only submitit does: slices of the plan, jobs that are queued again or lost. Its local executor is our SLURM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from collect import executors
+from collect.executors import make
+from collect.executors.attempt import Attempt, Elsewhere
+from collect.executors.submitit import Slice, Submitit
+from collect.perform import Outcome
+from collect.plan import plan
+from collect.recipe import Recipe
+from collect.runner import collect
+from collect.zoo import scan
+from collect.zoo_file import verify
+from generators.errors import ConfigError
+
+submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install 'powerhouse-init[slurm]'")
+
+SLOW = Recipe(architecture="mlp-1-w4", epochs=40, batch_size=64)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.stem: verify(path).digest for path in folder.glob("*.h5")}
+
+
+def test_a_preempted_job_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's signal comes to all processes of a job in the middle of a training."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    monkeypatch.setattr(executors.submitit, "SLICES", 1)
+    tasks, folder = plan([SLOW], runs=3, together=1), tmp_path / "zoo"
+    collect(tasks, tmp_path / "here", workers=0)
+    signalled: list[int] = []
+
+    def preempt() -> None:
+        end = time.monotonic() + 60
+        while not (claims := list(folder.glob(".*.h5@*"))) or not list(folder.glob("*.h5")):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        worker = int(claims[0].name.split("@")[2].removesuffix(".tmp"))
+        job = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+        for process in (worker, job):
+            os.kill(process, signal.SIGUSR2)
+            signalled.append(process)
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    result = collect(tasks, folder, executor=make("submitit", workers=1, cluster="local", poll=0.2))
+    thread.join()
+    log = "".join(path.read_text() for path in (folder / "slurm").glob("*_log.*"))
+    assert len(signalled) == 2 and "preempted" in log and "Requeued" in log
+    assert len(result.trained) == 3  # what the first run of the job did is not forgotten
+    assert digests(folder) == digests(tmp_path / "here")
+    assert not list(folder.glob(".*")) and not (folder / "unfinished").exists()
+    headers, bad = scan(folder)  # submitit's files are in nobody's way
+    assert len(headers) == 3 and not bad
+
+
+def test_what_is_queued_again_is_what_is_left(tmp_path: Path) -> None:
+    first, second = (Attempt(task, tmp_path, None) for task in plan([SLOW], runs=2, together=1))
+    running = Slice([first, second], (), grace=1.0)
+    running.executor, running.thread = make("processes"), threading.Thread(target=lambda: None)
+    running.thread.start()
+    running.results.append(Outcome(first.task))
+    again = running.checkpoint()
+    assert again.function.attempts == [second] and again.function.results == [Outcome(first.task)]
+    assert running.executor.stop.is_set()
+
+
+def test_of_a_lost_job_counts_what_lies_in_the_zoo(tmp_path: Path) -> None:
+    there, missing = plan([SLOW], runs=2, together=1)
+    collect([there], tmp_path, workers=0)
+
+    def result() -> None:
+        raise submitit.core.utils.UncompletedJobError("no result")
+
+    job = SimpleNamespace(job_id="7", paths=SimpleNamespace(stderr="7.err"), result=result)
+    executor = make("submitit", cluster="local")
+    assert isinstance(executor, Submitit)
+    attempts = [Attempt(task, tmp_path, None) for task in (there, missing)]
+    found, failed = executor._results(job, Slice(attempts, (), grace=1.0))
+    assert found == Elsewhere(there, done=True)
+    assert isinstance(failed, Outcome) and failed.error == "job 7 ended early; see 7.err"
+
+
+def test_settings_of_slurm_are_checked(tmp_path: Path) -> None:
+    executor = make("submitit", cluster="local", slurm={"slurm_partiton": "long"})
+    with pytest.raises(ConfigError, match="slurm_partiton"):
+        collect(plan([SLOW], runs=1), tmp_path, executor=executor)
+
+
+def test_slices_have_a_share_of_the_long_tasks_each_and_the_array_a_cap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a SLURM that only writes down what it is given."""
+    script = tmp_path / "bin" / "sbatch"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/batch.sh\necho "Submitted batch job 5"\n')
+    for tool in (script, script.with_name("srun"), script.with_name("scancel"), script.with_name("sacct")):
+        tool.write_text(script.read_text() if tool == script else "#!/bin/sh\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    tasks = plan([SLOW], runs=9, together=1)
+    executor = make("submitit", workers=2, poll=0.05, grace=0.1, slurm={"slurm_partition": "long"})
+    executor.submit(Attempt(task, tmp_path, None) for task in tasks)
+    threading.Timer(0.3, executor.cancel).start()
+    with pytest.raises(Exception, match="asked to stop"):
+        list(executor.finished(lambda *progress: None))
+    batch = (tmp_path / "batch.sh").read_text()
+    assert "--array=0-7%2" in batch and "--partition=long" in batch and "--signal=USR2@90" in batch
+    parts = [
+        submitit.core.utils.DelayedSubmission.load(path).function
+        for path in (tmp_path / "slurm").glob("*submitted.pkl")
+    ]
+    assert sorted(len(part.attempts) for part in parts) == [1] * 7 + [2]
+    assert {each.task.id for part in parts for each in part.attempts} == {task.id for task in tasks}
