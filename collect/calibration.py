@@ -7,8 +7,10 @@ activations of all members just fit the cache, on a GPU where the device is full
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ from collect.optimisation import OPTIMISERS
 from collect.recipe import Recipe
 from collect.stacked import Form, Loop
 from generators.seeds import stream
+
+log = logging.getLogger(__name__)
 
 LARGEST = 64  # members; on a CPU more have never been faster
 ENOUGH = 8  # so many members train together without a calibration: it would take longer than it saves
@@ -143,12 +147,56 @@ def calibrate(
             return Calibration(seconds, member_bytes)
 
 
-def sizes(members: int, stack: int) -> list[int]:
-    """`members` cut into stacks of at most `stack`, as equal as can be; never a single one beside others.
+@functools.lru_cache(maxsize=256)  # a sweep has many recipes with the same steps
+def _once(form: Form, recipe: Recipe, shape: tuple[int, int, int], most: int, device: torch.device) -> Calibration:
+    found = calibrate(form, recipe, shape=shape, most=most, device=device)
+    each = ", ".join(f"{members}: {1e3 * seconds:.3g}" for members, seconds in found.seconds.items())
+    log.info("%s: stacks of %d (milliseconds per member and step by stack: %s)", recipe.architecture, found.stack, each)
+    return found
 
-    A single member would be rounded differently from what it would be in company, and its bits would depend on `stack`.
+
+@dataclass(frozen=True)
+class Cut:
+    """How a population is cut into stacks.
+
+    Attributes:
+        sizes: members of each stack.
+        seconds: what a calibration measured, see `Calibration`; empty if there was none.
+    """
+
+    sizes: tuple[int, ...]
+    seconds: dict[int, float] = field(default_factory=dict)
+
+
+def evenly(members: int, stack: int) -> tuple[int, ...]:
+    """`members` cut into stacks of at most `stack`, as equal as can be, but never a single one beside others.
+
+    A single member is rounded differently from what it is in company: its bits would depend on `stack`.
     """
     count = -(-members // stack)
     if stack > 1:
         count = max(1, min(count, members // 2))
-    return [members // count + (number < members % count) for number in range(count)]
+    return tuple(members // count + (number < members % count) for number in range(count))
+
+
+def cut(
+    form: Form, recipe: Recipe, members: int, *, stack: int | None, shape: tuple[int, int, int], device: torch.device
+) -> Cut:
+    """The stacks for `members` members.
+
+    Args:
+        form: how members are run; a loop has no use for company, which would only take memory.
+        recipe: gives the batch size and the optimiser.
+        members: how many there are.
+        stack: most of them in one stack; None or 0 for as many as a calibration finds fastest.
+        shape: `(C, H, W)` of one image.
+        device: where.
+    """
+    if isinstance(form, Loop):
+        return Cut((1,) * members)
+    if stack or members <= ENOUGH:
+        return Cut(evenly(members, stack or members))
+    same_steps = Recipe(architecture=recipe.architecture, batch_size=recipe.batch_size, optimiser=recipe.optimiser)
+    most = min(LARGEST, 2 ** (members.bit_length() - 1))
+    found = _once(form, same_steps, shape, most, device)
+    return Cut(evenly(members, found.stack), found.seconds)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from collect import architectures, unfinished
+from collect.calibration import Cut, cut
 from collect.data import ImageSet
 from collect.members import TensorSpec, layouts
 from collect.metrics import METRIC_NAMES
@@ -44,6 +46,8 @@ class Population:
         evaluation_steps: int64 `[E]`, optimiser steps done.
         seconds: wall time of the whole training.
         stack: most members that were trained together.
+        calibration: number of members -> seconds per member and step, as measured before the training; empty if there
+            was no need to.
         device: where: "cpu" or the name of the GPU.
     """
 
@@ -64,6 +68,7 @@ class Population:
     evaluation_steps: np.ndarray
     seconds: float
     stack: int = 0
+    calibration: dict[int, float] = field(default_factory=dict)
     device: str = "cpu"
 
 
@@ -91,7 +96,8 @@ def train(
         recipe: how; `recipe.data` is not loaded, `images` is used.
         seeds: K distinct seeds.
         images: the data.
-        stack: most members to train together; None or 0 for all. Stacks are trained one after the other.
+        stack: most members to train together; None or 0 for as many as are fastest (`collect.calibration`). Stacks are
+            trained one after the other.
         tick: called before every step with the share of the training that is done, 0 to 1. What it raises ends the
             training; if that is `Interrupted` or `KeyboardInterrupt`, the training state is saved first.
         unfinished_path: where the training state is saved; if there is one of this training, it goes on from there and
@@ -108,14 +114,18 @@ def train(
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"a population needs distinct seeds, at least one; got {list(seeds)}")
     setup = Setup(recipe, images, device=device)
-    size = min(stack or len(seeds), len(seeds))
-    parts = [seeds[first : first + size] for first in range(0, len(seeds), size)]
     belongs_to = {
-        "population": population_id(recipe, images.digest, seeds), "stack": str(size), "form": setup.form.name,
-        "device": device.type, "threads": str(torch.get_num_threads()),
+        "population": population_id(recipe, images.digest, seeds), "stack": str(stack or "fastest"),
+        "form": setup.form.name, "device": device.type, "threads": str(torch.get_num_threads()),
     }  # fmt: skip
     keeper = unfinished.Keeper(unfinished_path, belongs_to, every=save_every)
     kept = keeper.load()
+    if kept:  # another calibration may find another size fastest
+        stacks = Cut(tuple(kept["sizes"].tolist()))
+    else:
+        stacks = cut(setup.form, recipe, len(seeds), stack=stack, shape=setup.shape, device=device)
+    ends = itertools.accumulate(stacks.sizes)
+    parts = [seeds[end - size : end] for size, end in zip(stacks.sizes, ends, strict=True)]
     start -= float(kept.get("seconds", 0.0))
     finished = list(kept.get("finished", {}).values())
     results = [{name: value.numpy() for name, value in result.items()} for result in finished]
@@ -123,6 +133,7 @@ def train(
 
     def state() -> unfinished.State:
         return {
+            "sizes": torch.tensor(stacks.sizes),
             "seconds": torch.tensor(time.perf_counter() - start, dtype=torch.float64),
             "finished": {f"{number:06}": _as_tensors(result) for number, result in enumerate(results)},
             "running": current.state(),
@@ -158,6 +169,7 @@ def train(
         evaluation_epochs=setup.evaluations,
         evaluation_steps=setup.evaluation_steps,
         seconds=time.perf_counter() - start,
-        stack=size,
+        stack=max(stacks.sizes),
+        calibration=stacks.seconds,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )

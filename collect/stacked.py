@@ -45,6 +45,8 @@ class Form(Protocol):
 
     def __init__(self, module: nn.Module) -> None: ...
 
+    def __hash__(self) -> int: ...
+
     def __call__(self, parameters: Tensors, buffers: Tensors, images: Tensor, *, training: bool) -> Tensor:
         """Logits `[K, N, classes]` for images `[K, N, C, H, W]`.
 

@@ -19,7 +19,7 @@ STEPS = 10  # of one stack
 
 @pytest.fixture
 def task() -> Task:
-    (found,) = plan([Recipe(architecture="mlp-1-w4", epochs=2, batch_size=256, augmentation="shift")], runs=3)
+    (found,) = plan([Recipe(architecture="mlp-1-w4", epochs=2, batch_size=256, augmentation="shift")], runs=4)
     return replace(found, stack=2)
 
 
