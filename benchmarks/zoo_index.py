@@ -88,6 +88,7 @@ def simulate(template: Index, folder: Path, *, runs: int, together: int) -> Inde
             table.columns[name] = random.random(runs, dtype=np.float32)
     populations = {name: np.repeat(column, files) for name, column in template.populations.items()}
     populations |= {
+        "id": np.array(names, dtype=np.bytes_),
         "file": np.array([f"{name}{zoo_file.SUFFIX}" for name in names], dtype=np.bytes_),
         "size": np.array([each.st_size for each in stats]),
         "mtime_ns": np.array([each.st_mtime_ns for each in stats]),

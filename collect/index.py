@@ -65,9 +65,9 @@ class Index:
     Attributes:
         runs: the columns id, population, row, seed, status, split, every field of the recipe, and the last value of
             every metric; the codes of `population` are numbers of populations.
-        populations: one array [number of populations] each of the file's name, size and mtime_ns, the digest, where
-            weights, buffers and trajectory start, how many runs, checkpoints and float16 checkpoints it has, and the
-            numbers of its layouts.
+        populations: one array [number of populations] each of the id, the file's name, size and mtime_ns, the digest,
+            where weights, buffers and trajectory start, how many runs, checkpoints and float16 checkpoints it has,
+            and the numbers of its layouts.
         layouts: the distinct layouts.
         repeated: places of the runs that are in an earlier population too: collected twice, in files of other sizes.
     """
@@ -92,7 +92,7 @@ class Index:
         weights, buffers = (sum(spec.length for spec in each) for each in (layout, buffer_layout))
         return Place(
             path=root / entry["file"].decode(),
-            id=_ids(self.runs).values[number],
+            id=entry["id"].decode(),
             digest=entry["digest"].decode(),
             layout=layout,
             buffer_layout=buffer_layout,
@@ -144,6 +144,7 @@ def _entry(header: Header, *, file: str = "", size: int = 0, mtime_ns: int = 0) 
         **dict(zip(header.metric_names, header.metrics[:, -1].T.copy(), strict=True)),
     }
     populations = {
+        "id": header.id.encode(),
         "file": file.encode(),
         "size": size,
         "mtime_ns": mtime_ns,
@@ -163,15 +164,14 @@ def _entry(header: Header, *, file: str = "", size: int = 0, mtime_ns: int = 0) 
 
 def _joined(parts: Sequence[Index]) -> Index:
     """The populations of all parts, one after the other; none is in two."""
-    numbers: dict[Layout, int] = {}
+    known: dict[Layout, int] = {}
     populations = []
     for part in parts:
-        mapped = np.array([numbers.setdefault(layout, len(numbers)) for layout in part.layouts])
-        populations.append(
-            {**part.populations, **{n: mapped[part.populations[n]] for n in ("layout", "buffer_layout")}}
-        )
+        mapped = np.array([known.setdefault(layout, len(known)) for layout in part.layouts])
+        layouts = {name: mapped[part.populations[name]] for name in ("layout", "buffer_layout")}
+        populations.append(part.populations | layouts)
     arrays = {name: np.concatenate([each[name] for each in populations]) for name in populations[0]}
-    return _index(join([part.runs for part in parts]), arrays, tuple(numbers))
+    return _index(join([part.runs for part in parts]), arrays, tuple(known))
 
 
 def _chosen(index: Index, chosen: np.ndarray) -> Index:

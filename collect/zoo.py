@@ -16,7 +16,7 @@ import functools
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,7 @@ class Zoo:
         if found is None:
             reasons = "".join(f"; {error}" for error in self.bad.values())
             raise ZooError(f"no usable population in {folder}; make some with `python -m collect run`{reasons}")
-        self._index = found
+        self._index = replace(found, runs=Runs({}))  # a view holds its own runs and no others
         self.runs: Runs = found.once()
         self.repeated = len(found.runs) - len(self.runs)
         if self.repeated:
@@ -240,7 +240,8 @@ class Zoo:
         Args:
             conditions: column = value; column = a list, tuple, set or range of values of which one must be met; or a
                 comparison by suffix (`collect.conditions.COMPARISONS`), such as
-                `where(status="ok", lr__le=0.1, validation_accuracy__gt=0.9, architecture__startswith="resnet")`.
+                `where(status="ok", lr__le=0.1, validation_accuracy__gt=0.9, architecture__startswith="resnet")`. Some
+                columns have short names (`collect.runs.ALIASES`): `where(arch="resnet-8-w8", val_acc__gt=0.9)`.
 
         Raises:
             UnknownNameError: no such column or no such comparison.
