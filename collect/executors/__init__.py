@@ -2,7 +2,8 @@
 
     collect(tasks, folder, executor=make("ray", address="auto"))
 
-Which one it is decides how fast a zoo grows, never what is in it.
+Which one it is decides how fast a zoo grows, never what is in it. All but the first two need a folder that every node
+sees under the same path.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ submitit keeps a pickle and two logs per job in a folder of its own; nothing in 
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -39,6 +40,14 @@ def _submitit() -> ModuleType:
     except ImportError as error:
         raise ConfigError("the executor 'submitit' needs submitit: pip install 'powerhouse-init[slurm]'") from error
     return submitit
+
+
+def _value(text: Any) -> Any:
+    """What a setting from a command line means: "240" is a number, "long" a text."""
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return text
 
 
 class Slice:
@@ -90,7 +99,7 @@ class Submitit(Executor):
     Args:
         workers: elements of the array that run at once at most.
         slurm: settings of `submitit.AutoExecutor.update_parameters`, such as `timeout_min`, `cpus_per_task` (each has a
-            worker process), `mem_gb`, `slurm_partition`, `slurm_account`.
+            worker process), `mem_gb`, `slurm_partition`, `slurm_account`; numbers may come as text.
         cluster: "slurm", or "local" for processes of this machine, all at once; None for SLURM where there is one.
         logs: folder of submitit's files; None for `slurm` in the zoo.
         poll: seconds between looks at the zoo and the jobs.
@@ -113,7 +122,8 @@ class Submitit(Executor):
         super().__init__()
         self._submitit, self._cluster, self._poll, self._grace = _submitit(), cluster, poll, grace
         self._workers = at_least_one(workers) or WORKERS
-        self._settings = DEFAULTS | {"slurm_array_parallelism": self._workers} | dict(slurm or {})
+        self._settings = DEFAULTS | {"slurm_array_parallelism": self._workers}
+        self._settings |= {key: _value(value) for key, value in (slurm or {}).items()}
         self._logs = logs
 
     def _array(self, folder: Path) -> Any:
@@ -122,8 +132,8 @@ class Submitit(Executor):
             limits = {f"{cluster}_max_num_timeout": TIMEOUTS for cluster in ("slurm", "local")}
             array = self._submitit.AutoExecutor(self._logs or folder / LOGS, cluster=self._cluster, **limits)
             array.update_parameters(**self._settings)
-        except (NameError, ValueError, TypeError, RuntimeError) as error:
-            raise ConfigError(f"submitit does not take these settings: {error}") from error
+        except (NameError, ValueError, TypeError, AssertionError, RuntimeError) as error:
+            raise ConfigError(f"submitit does not take these settings: {str(error).splitlines()[0]}") from error
         return array
 
     def finished(self, on_tick: Tick) -> Generator[Result, None, None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,19 +32,19 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(params=list(EXECUTORS))
 def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Executor:
-    """Two tasks at once, where the executor can."""
+    """Two tasks at once, where progress comes with whole populations only."""
     settings: dict[str, Any] = {
         "here": {},
-        "processes": {"workers": 2},
+        "processes": {"workers": 1},
         "ray": {"workers": 2},
-        "submitit": {"workers": 2, "cluster": "local", "poll": 0.2},
+        "submitit": {"workers": 1, "cluster": "local", "poll": 0.2},
     }[request.param]
     if request.param == "ray":
         settings["address"] = request.getfixturevalue("cluster").address
     if request.param == "submitit":
         pytest.importorskip("submitit", reason="submitit is not installed: pip install 'powerhouse-init[slurm]'")
         monkeypatch.setattr(executors.submitit, "SLICES", 1)
-        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
     return make(request.param, **settings)
 
 
@@ -65,6 +66,7 @@ def test_the_same_zoo_but_for_the_task_that_fails(
 ) -> None:
     bad = replace(tasks[0], data_digest="0" * 32)
     steps: list[float] = []
+    on_terminate = signal.getsignal(signal.SIGTERM)
     with pytest.raises(CollectError, match=r"1 of 5 .* has changed since the plan was made"):
         collect([bad, *tasks], tmp_path, executor=executor, on_progress=steps.append)
     assert digests(tmp_path) == reference
@@ -73,6 +75,7 @@ def test_the_same_zoo_but_for_the_task_that_fails(
     errors = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(errors) == 1 and bad.id in errors[0]  # once: it was not tried again
     assert not list(tmp_path.glob(".*"))
+    assert signal.getsignal(signal.SIGTERM) is on_terminate
 
 
 def test_cancelled_work_is_saved_and_nothing_is_left_behind(executor: Executor, tmp_path: Path) -> None:

@@ -91,9 +91,10 @@ def test_of_a_lost_job_counts_what_lies_in_the_zoo(tmp_path: Path) -> None:
     assert isinstance(failed, Outcome) and failed.error == "job 7 ended early; see 7.err"
 
 
-def test_settings_of_slurm_are_checked(tmp_path: Path) -> None:
-    executor = make("submitit", cluster="local", slurm={"slurm_partiton": "long"})
-    with pytest.raises(ConfigError, match="slurm_partiton"):
+@pytest.mark.parametrize("wrong", [{"slurm_partiton": "long"}, {"timeout_min": "soon"}])
+def test_settings_of_slurm_are_checked(tmp_path: Path, wrong: dict[str, str]) -> None:
+    executor = make("submitit", cluster="local", slurm=wrong)
+    with pytest.raises(ConfigError, match=f"does not take these settings: .*{next(iter(wrong))}"):
         collect(plan([SLOW], runs=1), tmp_path, executor=executor)
 
 
@@ -109,13 +110,14 @@ def test_slices_have_a_share_of_the_long_tasks_each_and_the_array_a_cap(
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
     tasks = plan([SLOW], runs=9, together=1)
-    executor = make("submitit", workers=2, poll=0.05, grace=0.1, slurm={"slurm_partition": "long"})
+    executor = make("submitit", workers=2, poll=0.05, grace=0.1, slurm={"slurm_partition": "long", "timeout_min": "90"})
     executor.submit(Attempt(task, tmp_path, None) for task in tasks)
     threading.Timer(0.3, executor.cancel).start()
     with pytest.raises(Exception, match="asked to stop"):
         list(executor.finished(lambda *progress: None))
     batch = (tmp_path / "batch.sh").read_text()
     assert "--array=0-7%2" in batch and "--partition=long" in batch and "--signal=USR2@90" in batch
+    assert "--time=90\n" in batch
     parts = [
         submitit.core.utils.DelayedSubmission.load(path).function
         for path in (tmp_path / "slurm").glob("*submitted.pkl")
