@@ -24,7 +24,7 @@ def tasks() -> list[Task]:
     tiny = sweep(Recipe(architecture="mlp-1-w4", epochs=1, batch_size=256), init=["he", "xavier"])
     long = Recipe(architecture="vgg-3-w2", epochs=3, batch_size=128, augmentation="flip-crop", saved="all")
     other = Recipe(architecture="mlp-2-w8", epochs=6, batch_size=128, optimiser="adamw", lr=0.01, augmentation="shift")
-    return [*plan(tiny, runs=8, together=2), *(replace(task, stack=2) for task in plan([long, other], runs=3))]
+    return [*plan(tiny, runs=8, together=2), *(replace(task, stack=2) for task in plan([long, other], runs=4))]
 
 
 def hang_at(place: str, suffix: str, tell: Connection) -> None:
