@@ -12,6 +12,7 @@ from pathlib import Path
 
 from collect import data, unfinished, zoo_file
 from collect.durable import claim
+from collect.memory import keep_freed_memory
 from collect.plan import Task, init_digest
 from collect.population import train
 from collect.workers import Tick
@@ -51,6 +52,7 @@ def perform(task: Task, folder: Path, root: Path | None, tick: Tick, *, images: 
             the training state is saved, and the same task goes on from there another time.
         images: the data set of the plan where the executor has it at hand; otherwise it is loaded.
     """
+    keep_freed_memory()
     state = unfinished.path_of(folder, task.id)
     try:
         with claim(zoo_file.path_of(folder, task.id)):  # before anything that takes time
