@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 NAME = "index.npz"
 VERSION = 1
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
+ENTRY = ("id", "file", "size", "mtime_ns", "digest", "weights", "buffers", "trajectory", "runs", "checkpoints", "early",
+         "layout", "buffer_layout")  # fmt: skip
 MADE_FOR = json.loads(json.dumps([VERSION, SPLITS, DEFAULTS]))  # an index that was made for another is made anew
 FAULTS = (*zoo_file.FAULTS, EOFError, zipfile.BadZipFile, zlib.error)  # of an index that is not as it should be
 
@@ -65,9 +67,9 @@ class Index:
     Attributes:
         runs: the columns id, population, row, seed, status, split, every field of the recipe, and the last value of
             every metric; the codes of `population` are numbers of populations.
-        populations: one array [number of populations] each of the id, the file's name, size and mtime_ns, the digest,
-            where weights, buffers and trajectory start, how many runs, checkpoints and float16 checkpoints it has,
-            and the numbers of its layouts.
+        populations: arrays [number of populations] named by `ENTRY`: the id, the file's name, size and mtime_ns, the
+            digest, where weights, buffers and trajectory start, how many runs, checkpoints and float16 checkpoints
+            there are, and the numbers of its layouts.
         layouts: the distinct layouts.
         repeated: places of the runs that are in an earlier population too: collected twice, in files of other sizes.
     """
@@ -200,15 +202,13 @@ def save(index: Index, path: Path) -> None:
     Raises:
         ZooError: the folder cannot be written.
     """
-    arrays = {f"populations/{name}": column for name, column in index.populations.items()}
+    arrays = {f"populations/{name}": index.populations[name] for name in ENTRY}
     values = {}
     for name, column in index.runs.columns.items():
         arrays[f"runs/{name}"] = column.codes if isinstance(column, Coded) else column
         values[name] = column.values if isinstance(column, Coded) else None
     layouts = [[list(vars(spec).values()) for spec in layout] for layout in index.layouts]
-    texts = json.dumps(
-        {"made_for": MADE_FOR, "layouts": layouts, "values": values, "populations": list(index.populations)}
-    )
+    texts = json.dumps({"made_for": MADE_FOR, "layouts": layouts, "values": values})
     arrays |= {"texts": np.frombuffer(texts.encode(), np.uint8), "repeated": index.repeated}
     with durable(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -226,7 +226,7 @@ def load(path: Path) -> Index | None:
             for name, values in texts["values"].items():
                 array = file[f"runs/{name}"]
                 columns[name] = array if values is None else Coded(array, tuple(values))
-            populations = {name: file[f"populations/{name}"] for name in texts["populations"]}
+            populations = {name: file[f"populations/{name}"] for name in ENTRY}
             repeated = file["repeated"]
         layouts = tuple(tuple(_spec(*spec) for spec in layout) for layout in texts["layouts"])
     except FileNotFoundError:

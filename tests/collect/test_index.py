@@ -202,6 +202,17 @@ def test_an_index_of_another_version_is_made_anew(folder: Path, monkeypatch: pyt
     assert index.load(folder / index.NAME) is not None
 
 
+def test_an_index_that_lacks_a_part_is_made_anew(folder: Path) -> None:
+    Zoo(folder)
+    path = folder / index.NAME
+    with np.load(path) as file:
+        parts = dict(file)
+    for lost in parts:
+        np.savez(path, **{name: array for name, array in parts.items() if name != lost})
+        assert index.load(path) is None
+    agrees(folder)
+
+
 def test_the_deep_check_does_not_trust_it(folder: Path) -> None:
     """A flipped bit under an unchanged size and time: only `verify` reads it, and it does."""
     header = Zoo(folder).populations[0].header
