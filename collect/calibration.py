@@ -1,19 +1,20 @@
 """How many networks to train together: measured, because it depends on the processor's caches and the architecture.
 
-A few steps are timed at K = 2, 4, 8, ... members; the K with the least time per member wins. On a CPU that is where the
-activations of all members just fit the cache, on a GPU where the device is full. It changes no result but by rounding
-(in the grouped form of this version of torch, by nothing at all), so it is in no id.
+A few steps are timed at K members, then 2 K, 4 K and so on; the K with the least time per member wins. On a CPU that is
+where the activations of all members just fit the cache, on a GPU where the device is full. The choice does not show in
+the weights, see `unit`.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from collect.grouped import Tensors
 from collect.metrics import losses
@@ -28,6 +29,7 @@ LARGEST = 64  # members; on a CPU more have never been faster
 ENOUGH = 8  # so many members train together without a calibration: it would take longer than it saves
 STEPS = 3  # timed at every K, after one that is not
 WORSE = 1.1  # the search ends at a K this much slower than the best: larger ones have fallen out of the cache
+VECTOR = 32  # numbers that a kernel works on at a time: two of the longest vectors of today's processors
 MEMORY = 2**30  # bytes of activations that one process on a CPU may hold
 
 
@@ -123,7 +125,7 @@ def calibrate(
     device: str | torch.device = "cpu",
     memory: int | None = None,
 ) -> Calibration:
-    """Time a few training steps at K = 2, 4, 8, ... members.
+    """Time a few training steps at K = `unit` members, then at twice as many, and so on.
 
     Args:
         form: how members are run; of the loop, one member is timed, since more would not be faster.
@@ -135,7 +137,7 @@ def calibrate(
             CPU. The smallest K is timed in any case.
     """
     device, loop = torch.device(device), isinstance(form, Loop)
-    members = 1 if loop else 2  # a grouped convolution with a single group is another kernel, with other rounding
+    members = 1 if loop else unit(form.module)
     member_bytes = _Trial(form, recipe, members, shape, device).kept_bytes() // members
     room = (_memory(device) if memory is None else memory) // max(member_bytes, 1)
     seconds: dict[int, float] = {}
@@ -168,15 +170,21 @@ class Cut:
     seconds: dict[int, float] = field(default_factory=dict)
 
 
-def evenly(members: int, stack: int) -> tuple[int, ...]:
-    """`members` cut into stacks of at most `stack`, as equal as can be, but never a single one beside others.
+def unit(module: nn.Module) -> int:
+    """The fewest members of a network whose channels fill the processor's vectors in every convolution.
 
-    A single member is rounded differently from what it is in company: its bits would depend on `stack`.
+    Kernels treat channels that are left over differently, which shows in the last bits. In stacks of multiples of this
+    number every member is rounded in the same way, whatever the multiple.
     """
-    count = -(-members // stack)
-    if stack > 1:
-        count = max(1, min(count, members // 2))
-    return tuple(members // count + (number < members % count) for number in range(count))
+    channels = [part.out_channels for part in module.modules() if isinstance(part, nn.Conv2d)]
+    return max(2, VECTOR // math.gcd(VECTOR, *channels)) if channels else 2
+
+
+def divide(members: int, stack: int, *, unit: int = 1) -> tuple[int, ...]:
+    """`members` divided into stacks of `stack`; what is left over of whole units has a last stack of its own."""
+    rest = members % unit
+    count, last = divmod(members - rest, stack)
+    return tuple(size for size in (*[stack] * count, last, rest) if size)
 
 
 def cut(
@@ -195,8 +203,8 @@ def cut(
     if isinstance(form, Loop):
         return Cut((1,) * members)
     if stack or members <= ENOUGH:
-        return Cut(evenly(members, stack or members))
+        return Cut(divide(members, stack or members))
     same_steps = Recipe(architecture=recipe.architecture, batch_size=recipe.batch_size, optimiser=recipe.optimiser)
     most = min(LARGEST, 2 ** (members.bit_length() - 1))
     found = _once(form, same_steps, shape, most, device)
-    return Cut(evenly(members, found.stack), found.seconds)
+    return Cut(divide(members, found.stack, unit=unit(form.module)), found.seconds)

@@ -103,6 +103,7 @@ def _describe(population: Population, folder: Path, weights: np.ndarray, traject
             "data_digest": data_digest,
             "K": runs,
             "stack": population.stack or runs,
+            "calibration": json.dumps(population.calibration),
             "form": population.form,
             "seconds": float(population.seconds),
             "device": population.device,

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from collect import calibration
-from collect.calibration import Calibration, calibrate, cut, evenly
+from collect.calibration import Calibration, calibrate, cut, divide, unit
 from collect.grouped import Grouped
 from collect.recipe import Recipe
 from collect.stacked import Loop, choose, template
 
 SHAPE = (1, 8, 8)
-RECIPE = Recipe(architecture="cnn-3-w4", batch_size=32)
+RECIPE = Recipe(architecture="cnn-3-w8", batch_size=32)
 CPU = torch.device("cpu")
 
 
@@ -26,6 +26,7 @@ def test_every_size_is_timed_until_one_is_slow(form: Grouped, monkeypatch: pytes
     times = {2: 3.0, 4: 2.0, 8: 1.5, 16: 1.0, 32: 1.05, 64: 1.2, 128: 0.1}
     monkeypatch.setattr(calibration, "_seconds", lambda trial, _: times[len(trial.images)] * len(trial.images))
     monkeypatch.setattr(calibration, "STEPS", 1)
+    monkeypatch.setattr(calibration, "unit", lambda module: 2)
     found = calibrate(form, RECIPE, shape=SHAPE, most=1024)
     assert found.seconds == {members: times[members] for members in (2, 4, 8, 16, 32, 64)}
     assert found.stack == 16
@@ -36,9 +37,9 @@ def test_every_size_is_timed_until_one_is_slow(form: Grouped, monkeypatch: pytes
 
 def test_real_times_and_the_bytes_that_a_member_keeps(form: Grouped) -> None:
     """Kept are at least the inputs of the three convolutions, in float32."""
-    found = calibrate(form, RECIPE, shape=SHAPE, most=4)
-    assert list(found.seconds) == [2, 4] and all(0 < seconds < 1 for seconds in found.seconds.values())
-    inputs = 32 * (8 * 8 + 4 * 8 * 8 + 4 * 4 * 4) * 4
+    found = calibrate(form, RECIPE, shape=SHAPE, most=8)
+    assert list(found.seconds) == [4, 8] and all(0 < seconds < 1 for seconds in found.seconds.values())
+    inputs = 32 * (8 * 8 + 8 * 8 * 8 + 8 * 4 * 4) * 4
     assert inputs < found.member_bytes < 10 * inputs
 
 
@@ -46,16 +47,27 @@ def test_a_loop_is_timed_with_one_member(form: Grouped) -> None:
     assert list(calibrate(Loop(form.module), RECIPE, shape=SHAPE).seconds) == [1]
 
 
-@pytest.mark.parametrize("stack", range(1, 12))
-@pytest.mark.parametrize("members", range(1, 30))
-def test_evenly(members: int, stack: int) -> None:
-    sizes = evenly(members, stack)
-    assert sum(sizes) == members and max(sizes) - min(sizes) <= 1
-    assert max(sizes) <= max(stack, 3 if members % 2 else 2) or stack == 1
-    if stack > 1 and members > 1:
-        assert min(sizes) > 1
-    if members % stack == 0 and stack > 1:
-        assert set(sizes) == {stack}
+@pytest.mark.parametrize(
+    ("name", "expected"), [("resnet-8-w32", 2), ("resnet-8-w4", 8), ("cnn-3-w6", 16), ("cnn-3-w5", 32), ("mlp-2-w3", 2)]
+)
+def test_unit_fills_vectors(name: str, expected: int) -> None:
+    assert unit(template(name, shape=SHAPE, classes=10)) == expected
+
+
+@pytest.mark.parametrize(
+    ("members", "stack", "unit", "expected"),
+    [
+        (24, 8, 4, (8, 8, 8)),
+        (31, 8, 4, (8, 8, 8, 4, 3)),  # the rest is the same, whatever the stack
+        (31, 16, 4, (16, 12, 3)),
+        (5, 2, 1, (2, 2, 1)),
+        (5, 9, 1, (5,)),
+        (3, 8, 4, (3,)),
+        (1, 8, 4, (1,)),
+    ],
+)
+def test_divide(members: int, stack: int, unit: int, expected: tuple[int, ...]) -> None:
+    assert divide(members, stack, unit=unit) == expected
 
 
 def test_cut_measures_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +88,6 @@ def test_cut_measures_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not asked
     for lr in (0.1, 0.2):  # the same steps: measured once
         found = cut(small, Recipe(architecture="mlp-1-w4", lr=lr), 9, stack=None, **options)
-        assert found == calibration.Cut((3, 3, 3), {2: 1.0, 4: 0.5, 8: 0.7})
+        assert found == calibration.Cut((4, 4, 1), {2: 1.0, 4: 0.5, 8: 0.7})
     assert [recipe.architecture for recipe in asked] == ["mlp-1-w4"]
     calibration._once.cache_clear()
