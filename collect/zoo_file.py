@@ -20,6 +20,7 @@ HDF5 1.10 or newer reads the files: their metadata have checksums, the arrays ha
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import fields
