@@ -1,5 +1,7 @@
 """The fast forms against the loop, evaluation against the modules themselves, and what no form can run."""
 
+import os
+import shutil
 import warnings
 
 import pytest
@@ -88,6 +90,74 @@ def test_every_family_gets_the_grouped_form_on_small_images(name: str) -> None:
     assert choose(name, shape=(3, 32, 32), classes=10).name == (
         "grouped" if name.startswith(("mlp", "vit")) else "loop"
     )
+
+
+def _step(loop: Loop, members: int, name: str = "vgg-3-w5") -> tuple[Tensor, list[Tensor], Tensors]:
+    """Logits, gradients and buffers after one training pass of `members` members."""
+    modules, images = _modules(name, members), _images(16, members=members)
+    labels = torch.randint(10, (members, 16), generator=torch.Generator().manual_seed(2))
+    parameters, buffers = _state(modules)
+    logits = loop(parameters, buffers, images, training=True)
+    gradients = torch.autograd.grad(losses(logits, labels).sum(), list(parameters.values()))
+    return logits.detach(), list(gradients), buffers
+
+
+def test_compiled_steps_are_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    """Logits, gradients and running statistics, to the rounding of fused sums."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    module = template("vgg-3-w5", shape=SHAPE, classes=10)
+    compiled = Loop(module, compiled=True)
+    logits, gradients, buffers = _step(compiled, 1)
+    assert compiled.name == "compiled"
+    assert not [record for record in caplog.records if record.name.startswith("collect")]
+    slow_logits, slow_gradients, slow_buffers = _step(Loop(module), 1)
+    torch.testing.assert_close(logits, slow_logits, rtol=1e-4, atol=1e-4)
+    for gradient, slow in zip(gradients, slow_gradients, strict=True):
+        torch.testing.assert_close(gradient, slow, rtol=1e-3, atol=1e-5)
+    for key, value in buffers.items():
+        torch.testing.assert_close(value, slow_buffers[key], rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: refuse)
+    module = template("vgg-3-w5", shape=SHAPE, classes=10)
+    loop = Loop(module, compiled=True)
+    assert loop.name == "compiled"
+    logits, gradients, _ = _step(loop, 1)
+    assert "no compiler" in caplog.text and loop.name == "loop"
+    slow_logits, slow_gradients, _ = _step(Loop(module), 1)
+    assert torch.equal(logits, slow_logits)
+    assert all(torch.equal(*pair) for pair in zip(gradients, slow_gradients, strict=True))
+
+
+def test_bfloat16_is_near_single_precision_and_leaves_weights_and_logits_in_it() -> None:
+    """bfloat16 has 8 bits: relative errors of products are up to 2^-8, and they average out."""
+    module = template("vgg-3-w5", shape=SHAPE, classes=10)
+    logits, gradients, buffers = _step(Loop(module, precision="bfloat16"), 2)
+    slow_logits, slow_gradients, slow_buffers = _step(Loop(module), 2)
+    tensors = [logits, *gradients, *(value for value in buffers.values() if value.is_floating_point())]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    error = (logits - slow_logits).norm() / slow_logits.norm()
+    assert 1e-4 < error < 0.03
+    for gradient, slow in zip(gradients, slow_gradients, strict=True):
+        assert torch.cosine_similarity(gradient.flatten(), slow.flatten(), dim=0) > 0.95
+    for key, value in buffers.items():
+        torch.testing.assert_close(value, slow_buffers[key], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, "grouped"), ({"precision": "bfloat16"}, "loop"), ({"precision": "bfloat16", "compiled": True}, "compiled")],
+)
+def test_precision_and_compiling_are_for_the_loop(options: dict, expected: str) -> None:
+    form = choose("vgg-3-w5", shape=SHAPE, classes=10, **options)
+    assert form.name == expected and getattr(form, "precision", "float32") == options.get("precision", "float32")
 
 
 class _Wrong(Grouped):
