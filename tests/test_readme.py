@@ -7,19 +7,43 @@ import re
 from pathlib import Path
 
 import pytest
+from torch import nn
+
+from collect.runner import collect
+from collect.spec import from_json
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_a_snippet_runs_and_gives_what_its_comments_say(snippet: str) -> None:
+def test_the_snippet_runs_and_gives_what_its_comments_say() -> None:
+    (snippet,) = (each for each in SNIPPETS if "generators.init" in each)
     names: dict = {}
     exec(compile(snippet, "README.md", "exec"), names)
     report = names["report"]
     assert {*report.generated, *report.fallbacks, *report.kept} == set(names["model"].state_dict())
     assert names["ensemble"]["fc.weight"].shape == (5, 10, 512)
+
+
+def test_the_spec_and_what_is_read_from_its_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spec plans what its comment says; with fewer and shorter runs it is collected, and the snippet reads it."""
+    (block,) = (each for each in re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL) if "spec.json" in each)
+    (text,) = re.findall(r"echo '(.*?)'", block, flags=re.DOTALL)
+    tasks = from_json(json.loads(text)).plan()
+    networks = sum(len(task.seeds) for task in tasks)
+    assert f"# {len({task.recipe for task in tasks})} recipes, {networks} networks" in block
+    small = json.loads(text) | {"runs": 4}
+    small["recipe"]["epochs"], small["random"]["count"] = 4, 1
+    collect(from_json(small).plan(), tmp_path / "zoo", workers=0)
+    (snippet,) = (each for each in SNIPPETS if "Zoo(" in each)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(snippet, "README.md", "exec"), names)
+    good, kernels, network = (names[name] for name in ("good", "kernels", "network"))
+    convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d)]
+    assert kernels.shape == (len(good), sum(part.weight.numel() for part in convolutions)) and len(good) > 0
+    assert {run["architecture"] for run in good.runs} == {"resnet-8-w4"}
 
 
 def test_the_table_holds_the_figures_of_the_recorded_run() -> None:
