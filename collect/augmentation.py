@@ -53,7 +53,8 @@ class Batches:
         black = -torch.tensor(images.mean) / torch.tensor(images.std)
         bordered = images.train.images - black[:, None, None]
         bordered = F.pad(bordered, (self.margin,) * 4) + black[:, None, None]
-        self.images = bordered.permute(0, 2, 3, 1).contiguous().to(device)  # [N, H + 2 margin, W + 2 margin, C]
+        # [N, 2 margin + 1, 2 margin + 1, C, H, W], every shift of every image, without a copy
+        self.windows = bordered.to(device).unfold(2, self.height, 1).unfold(3, self.width, 1).movedim(1, 3)
         self.labels = images.train.labels.to(device)
         self.device = device
         self.reseed(seeds)
@@ -87,21 +88,17 @@ class Batches:
         """
         count = len(self.labels)
         order = self._stacked([torch.randperm(count, generator=generator) for generator in self.orders])  # [N, K]
-        rows = torch.arange(self.height, device=self.device)[:, None, None]
-        columns = torch.arange(self.width, device=self.device)[:, None]
+        corners = torch.zeros(1, 2, 1, dtype=torch.int64, device=self.device).expand(count, 2, 1)  # [N, 2, K]
         if self.kind.shift:
             span = (2 * self.margin + 1, (count, 2))
-            offsets = self._stacked(
-                [torch.randint(*span, generator=generator) for generator in self.draws]
-            )  # [N, 2, K]
+            corners = self._stacked([torch.randint(*span, generator=generator) for generator in self.draws])
         if self.kind.mirror:
             mirrored = self._stacked([torch.rand(count, generator=generator) < 0.5 for generator in self.draws])
         for start in range(skip * self.batch_size, count - self.batch_size + 1, self.batch_size):
             part = slice(start, start + self.batch_size)
-            chosen, y, x = order[part], rows, columns
+            chosen, y, x = order[part], corners[part, 0], corners[part, 1]
+            batch = self.windows[chosen, y, x]  # [B, K, C, H, W]
             if self.kind.mirror:
-                x = torch.where(mirrored[part, None, None], self.width - 1 - columns, columns)
-            if self.kind.shift:
-                y, x = y + offsets[part, 0, None, None], x + offsets[part, 1, None, None]
-            batch = self.images[chosen[:, None, None], y, x]  # [B, H, W, K, C]
+                batch = torch.where(mirrored[part, :, None, None, None], batch.flip(4), batch)
+            batch = batch.permute(0, 3, 4, 1, 2).contiguous()  # [B, H, W, K, C]
             yield batch.permute(3, 0, 4, 1, 2), self.labels[chosen].T
