@@ -1,12 +1,7 @@
-"""Fit a graph hypernetwork: the loss of the networks that it generates, over many architectures.
+"""Fit a graph hypernetwork on the networks that it generates, over many architectures.
 
-Per step one architecture and one batch of images. The paper's objectives (arXiv 2310.16695):
-
-    ghn         L = cross-entropy(a)
-    noise-ghn   L = mean over two draws j of cross-entropy(a_j) + cosine_weight * cos(a_0, a_1)
-
-with a_j all logits of draw j as one vector: the cosine pushes the draws apart. Every step takes its random streams from
-(seed, step), so a training that was killed goes on from its last state and ends with the same bits.
+Per step one architecture and one batch of images; what for, `train_generators.objectives` says. Every step takes its
+random streams from (seed, step), so a training that was killed goes on from its last state and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -23,32 +18,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from collect.architectures import build, parse
-from collect.augmentation import Batches
+from collect.architectures import parse
 from collect.data import ImageSet, load
 from collect.durable import durable
 from collect.provenance import versions
-from collect.stacked import CALIBRATION_IMAGES, Form, choose, predict
+from collect.stacked import choose
 from collect.zoo import Zoo
 from generators.checkpoint import save
 from generators.commandline import progress
 from generators.errors import ConfigError
 from generators.ghn.ghn import GHN, GHNConfig
-from generators.ghn.plan import DecodePlan
-from generators.initialiser import Proposal, Request
-from generators.inventory import inventory
-from generators.pointwise import HE
-from generators.seeds import derive, stream
-from generators.statistics import measure
+from generators.seeds import stream
+from train_generators.judging import variety, zero_shot
+from train_generators.objectives import Objective, Teachers, adapted_loss, images_loss, zoo_loss
+from train_generators.subject import ImageStream, Subject
 from train_generators.tracking import Track, Tracker
 from train_generators.training_state import load_state, save_state
 
 log = logging.getLogger(__name__)
-
-JUDGED_MEMBERS = 3  # members per architecture in an evaluation
 
 
 @dataclass(frozen=True)
@@ -71,6 +60,7 @@ class GHNTrainingConfig:
         anchor_warm_up: Share of the steps over which the anchor rises from 0 to its value: a GHN that meets all the
             noise at once stays at chance for long.
         cosine_weight: Weight of the cosine between the logits of two draws; 0 for a deterministic GHN.
+        objective: What the GHN is trained for, see `train_generators.objectives`.
         log_every: Steps between lines of the log.
         evaluate_every: Steps between evaluations on the held-out architectures.
         save_every: Steps between saved training states.
@@ -93,6 +83,7 @@ class GHNTrainingConfig:
     draws: int = 1
     anchor_warm_up: float = 0.5
     cosine_weight: float = 0.0
+    objective: Objective = field(default_factory=Objective)
     log_every: int = 50
     evaluate_every: int = 500
     save_every: int = 500
@@ -106,6 +97,8 @@ class GHNTrainingConfig:
             raise ConfigError(f"{sorted(both)} are both trained on and held out; take them out of one list")
         if min(self.steps, self.draws, self.evaluate_every, self.save_every) < 1 or self.batch_size < 2:
             raise ConfigError("steps, draws and intervals must be at least 1, batch_size at least 2 (batch norm)")
+        if self.cosine_weight and not self.objective.images:
+            raise ConfigError("cosine_weight belongs to objective.images, whose weight is 0")
         if self.cosine_weight and (self.draws < 2 or not (self.ghn.anchor or self.ghn.code)):
             raise ConfigError("cosine_weight needs draws of 2 or more, and an anchor or a code so that they differ")
         for name in (*self.architectures, *self.held_out):
@@ -118,31 +111,6 @@ NOISE = GHNTrainingConfig(
 """The noise GHN's default: see docs/decisions.md for the weight of the cosine and the anchor."""
 
 
-class Subject:
-    """One architecture in training: how to run it, what to decode, and what the fallback gives."""
-
-    def __init__(self, name: str, ghn: GHN, images: ImageSet, *, draws: int) -> None:
-        classes = len(images.classes)
-        module = build(parse(name), shape=images.shape, classes=classes)
-        self.name = name
-        self.form: Form = choose(name, shape=images.shape, classes=classes)
-        self.plan: DecodePlan = ghn.plan(module, torch.zeros(1, *images.shape))
-        proposal, request = Proposal(), Request(self.plan.found)
-        for info in self.plan.found:
-            if info.name in self.plan.left_out:
-                HE.fill(proposal, info, request, because="not decoded")
-        start = {name: value.detach() for name, value in module.named_parameters()} | proposal.values
-        decoded = {name for group in self.plan.groups for name in group.names}
-        self.fixed = {name: value.expand(draws, *value.shape) for name, value in start.items() if name not in decoded}
-        self.buffers = {
-            name: value.detach().expand(draws, *value.shape).clone() for name, value in module.named_buffers()
-        }
-
-    def logits(self, decoded: dict[str, Tensor], images: Tensor) -> Tensor:
-        """Logits `[M, B, classes]` of M generated networks on images `[M, B, C, H, W]`, batch statistics."""
-        return self.form(self.fixed | decoded, self.buffers, images, training=True)
-
-
 def _training_architectures(config: GHNTrainingConfig, zoo: Zoo | None) -> tuple[str, ...]:
     names = config.architectures
     if not names and zoo is not None:
@@ -152,96 +120,50 @@ def _training_architectures(config: GHNTrainingConfig, zoo: Zoo | None) -> tuple
     return names
 
 
-def objective(logits: Tensor, labels: Tensor, cosine_weight: float) -> tuple[Tensor, dict[str, float]]:
-    """The loss of M draws and its parts.
-
-    Args:
-        logits: `[M, B, classes]`.
-        labels: `[B]`.
-        cosine_weight: weight of the mean cosine over pairs of draws, each draw's logits as one vector.
-    """
-    draws = len(logits)
-    entropy = F.cross_entropy(logits.flatten(0, 1), labels.repeat(draws))
-    parts = {"cross_entropy": entropy.item()}
-    if draws < 2:
-        return entropy, parts
-    flat = F.normalize(logits.flatten(1), dim=1)
-    cosine = ((flat @ flat.T).sum() - draws) / (draws * (draws - 1))
-    parts["cosine"] = cosine.item()
-    return entropy + cosine_weight * cosine if cosine_weight else entropy, parts
-
-
-def zero_shot(ghn: GHN, name: str, images: ImageSet, split: str, *, members: int = JUDGED_MEMBERS) -> dict[str, float]:
-    """Accuracy before any training of generated networks, batch-norm statistics from training images.
-
-    Returns:
-        `accuracy` (mean over members) and `disagreement` (share of images on which two members differ, mean of pairs).
-    """
-    module = build(parse(name), shape=images.shape, classes=len(images.classes))
-    states = ghn.sample(module, members, seed=0, example_inputs=torch.zeros(1, *images.shape))
-    part = getattr(images, split)
-    logits = predict(
-        name, states, part.images, shape=images.shape, classes=len(images.classes),
-        calibration=images.train.images[:CALIBRATION_IMAGES],
-    )  # fmt: skip
-    votes = logits.argmax(dim=-1)
-    pairs = [(i, j) for i in range(members) for j in range(i)]
-    return {
-        "accuracy": (votes == part.labels).float().mean().item(),
-        "disagreement": sum((votes[i] != votes[j]).float().mean().item() for i, j in pairs) / max(len(pairs), 1),
-    }
-
-
-def variety(ghn: GHN, name: str, images: ImageSet) -> dict[str, float]:
-    """Least stable rank, distinct share and both ends of the std ratio over the decoded tensors of one network."""
-    module = build(parse(name), shape=images.shape, classes=len(images.classes))
-    request = Request(inventory(module), example_inputs=torch.zeros(1, *images.shape))
-    proposal = ghn.propose(module, request)
-    spread = {group_name: group.target_std for group in ghn.plan(module, request.example_inputs).groups
-              for group_name in group.names}  # fmt: skip
-    rows = [measure(proposal.values[name], target) for name, target in spread.items()]
-    return {
-        "least_stable_rank": min(row.stable_rank for row in rows if row.rank_limit > 1),
-        "least_distinct_share": min(row.distinct_share for row in rows),
-        "least_std_ratio": min(row.std_ratio for row in rows),
-        "greatest_std_ratio": max(row.std_ratio for row in rows),
-    }
-
-
 def _rate(config: GHNTrainingConfig, step: int) -> float:
     warm = min(1.0, (step + 1) / max(config.warm_up * config.steps, 1.0))
     return config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
-class ImageStream:
-    """Batches of training images that depend on nothing but (seed, step)."""
-
-    def __init__(self, images: ImageSet, config: GHNTrainingConfig) -> None:
-        self.seed = config.seed
-        self.batches = Batches(
-            images, [0], batch_size=config.batch_size, augmentation=config.augmentation, device=torch.device("cpu")
-        )
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images `[B, C, H, W]` and labels `[B]` of one step: the first batch of an epoch of its own."""
-        self.batches.reseed([derive(self.seed, "ghn-batch", step)])
-        drawn, labels = next(self.batches.epoch())
-        return drawn[0], labels[0]
-
-
 def train_step(
-    ghn: GHN, subject: Subject, config: GHNTrainingConfig, images: Tensor, labels: Tensor, step: int
-) -> tuple[float, dict[str, float]]:
-    """Loss of one step and its parts; the gradients are left in the GHN."""
-    draw = stream(config.seed, "ghn-draw", step)
-    nodes = len(subject.plan.table.features)
-    codes = torch.randn(config.draws, nodes, config.ghn.code, generator=draw)
+    ghn: GHN, subject: Subject, config: GHNTrainingConfig, source: ImageStream, step: int,
+    teachers: Teachers | None = None,
+) -> tuple[float, dict[str, float]]:  # fmt: skip
+    """Loss of one step and its parts; the gradients are left in the GHN, and in the codes of the teachers."""
+    draw, objective = stream(config.seed, "ghn-draw", step), config.objective
     anchor = config.ghn.anchor * min(1.0, step / max(config.anchor_warm_up * config.steps, 1.0))
-    decoded = ghn.predict(subject.plan, codes, lambda _, shape: torch.randn(shape, generator=draw), anchor=anchor)
-    logits = subject.logits(decoded, images.expand(config.draws, *images.shape))
-    loss, parts = objective(logits, labels, config.cosine_weight)
-    loss.backward()
-    return loss.item(), parts
+
+    def generate(codes: Tensor) -> dict[str, Tensor]:
+        return ghn.predict(subject.plan, codes, lambda _, shape: torch.randn(shape, generator=draw), anchor=anchor)
+
+    images, labels = source.batch(step)
+    losses: list[Tensor] = []
+    parts: dict[str, float] = {}
+    if objective.images or objective.adapted:
+        decoded = generate(torch.randn(config.draws, subject.nodes, config.ghn.code, generator=draw))
+    if objective.images:
+        logits = subject.logits(decoded, images.expand(config.draws, *images.shape))
+        loss, found = images_loss(logits, labels, config.cosine_weight)
+        losses.append(objective.images * loss)
+        parts |= found
+    if objective.adapted:
+        ahead = objective.steps_ahead(step, config.steps)
+        batches = [source.batch(step, number) for number in range(ahead + 1)]
+        loss, found = adapted_loss(subject, decoded, batches, objective)
+        losses.append(objective.adapted * loss)
+        parts |= found
+    if objective.zoo and teachers is not None:
+        pick = stream(config.seed, "ghn-teacher", step)
+        number = int(torch.randint(teachers.count(subject.name), (), generator=pick))
+        code = teachers.code(subject.name, number)
+        loss, found = zoo_loss(
+            subject, generate(code[None]), teachers.state(subject.name, number), code, images, prior=objective.prior
+        )
+        losses.append(objective.zoo * loss)
+        parts |= found
+    total = torch.stack(losses).sum()
+    total.backward()
+    return total.item(), parts
 
 
 def fit(
@@ -287,11 +209,19 @@ def fit(
     subjects = [Subject(name, ghn, images, draws=config.draws) for name in config.architectures]
     widest = max(group.outputs for subject in subjects for group in subject.plan.groups)
     ghn.config = dataclasses.replace(shape, widest=widest)
-    optimiser = torch.optim.AdamW(ghn.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    teachers = None
+    groups: list[dict[str, Any]] = [{"params": list(ghn.parameters())}]
+    if config.objective.zoo:
+        if opened is None:
+            raise ConfigError("objective.zoo needs the networks of a zoo: give one with --zoo")
+        teachers = Teachers(opened, subjects, images, code=shape.code)
+        groups.append({"params": list(teachers.parameters()), "weight_decay": 0.0})  # their prior pulls them to 0
+    optimiser = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     facts = _facts(config, images)
     fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     folder = Path(out) / "training"
-    done, recent = _resume(folder / "state.safetensors", fingerprint, ghn, optimiser)
+    held: dict[str, Any] = {"ghn": ghn, "optimiser": optimiser} | ({"teachers": teachers} if teachers else {})
+    done, recent = _resume(folder / "state.safetensors", fingerprint, held)
     if not done:
         with durable(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(asdict(config), indent=1, sort_keys=True, default=str))
@@ -300,17 +230,19 @@ def fit(
         resumed_at=done or None,
     )  # fmt: skip
     bar = contextlib.nullcontext() if quiet else progress(f"training {config.name}", config.steps)
-    source = ImageStream(images, config)
+    source = ImageStream(
+        images, batch_size=config.batch_size, augmentation=config.augmentation, seed=config.seed
+    )  # fmt: skip
     with tracker, bar as shown:
         advance = on_step or (shown.advance if shown else lambda amount: None)
         advance(done)
+        followed = "cross_entropy" if config.objective.images else "loss"
         for step in range(done, config.steps):
             for group in optimiser.param_groups:
                 group["lr"] = _rate(config, step)
             choice = torch.randint(len(subjects), (), generator=stream(config.seed, "ghn-architecture", step))
-            drawn, labels = source.batch(step)
             optimiser.zero_grad()
-            loss, parts = train_step(ghn, subjects[int(choice)], config, drawn, labels, step)
+            loss, parts = train_step(ghn, subjects[int(choice)], config, source, step, teachers)
             nn.utils.clip_grad_norm_(ghn.parameters(), config.clip_norm)
             if not math.isfinite(loss):
                 raise ConfigError(
@@ -318,7 +250,7 @@ def fit(
                     "another --out, since this one holds the state of this training"
                 )
             optimiser.step()
-            recent.append(parts.pop("cross_entropy"))
+            recent.append(parts.pop(followed, loss))
             advance(1)
             last = step + 1 == config.steps
             values: dict[str, Any] = {}
@@ -329,14 +261,14 @@ def fit(
                 values |= variety(ghn, config.held_out[0] if config.held_out else config.architectures[0], images)
             if (step + 1) % config.log_every == 0 or values:
                 tracker.log(
-                    step + 1, cross_entropy=sum(recent) / len(recent), lr=_rate(config, step), **parts, **values
+                    step + 1, **{followed: sum(recent) / len(recent)}, lr=_rate(config, step), **parts, **values
                 )
                 recent = []
             if (step + 1) % config.save_every == 0 or last:
-                held = {"ghn": ghn.state_dict(), "optimiser": optimiser.state_dict()}
                 save_state(
-                    folder / "state.safetensors", held, {"step": step + 1, "fingerprint": fingerprint, "recent": recent}
-                )
+                    folder / "state.safetensors", {name: each.state_dict() for name, each in held.items()},
+                    {"step": step + 1, "fingerprint": fingerprint, "recent": recent},
+                )  # fmt: skip
     judged = (*config.held_out, config.architectures[0])
     metrics: dict[str, Any] = {
         f"{name} (never trained on)" if name in config.held_out else name: {
@@ -368,8 +300,8 @@ def _facts(config: GHNTrainingConfig, images: ImageSet) -> dict[str, Any]:
     }
 
 
-def _resume(path: Path, fingerprint: str, ghn: GHN, optimiser: torch.optim.Optimizer) -> tuple[int, list[float]]:
-    """Load the saved state into `ghn` and `optimiser`; the steps done, and their losses since the last line of the log.
+def _resume(path: Path, fingerprint: str, held: dict[str, Any]) -> tuple[int, list[float]]:
+    """Load the saved state into what is `held`; the steps done, and their losses since the last line of the log.
 
     Raises:
         ConfigError: the state belongs to another configuration or data set.
@@ -382,8 +314,8 @@ def _resume(path: Path, fingerprint: str, ghn: GHN, optimiser: torch.optim.Optim
             f"{path.parent.parent} holds a training with another configuration or data set; "
             f"choose another folder, or delete {path} to start again"
         )
-    ghn.load_state_dict(tensors["ghn"])
-    optimiser.load_state_dict(tensors["optimiser"])
+    for name, each in held.items():
+        each.load_state_dict(tensors[name])
     log.info("going on from step %d", meta["step"])
     return meta["step"], meta["recent"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +20,9 @@ from generators.ghn.ghn import GHN, GHNConfig
 from generators.pointwise import HE
 from generators.seeds import stream
 from train_generators import ghn as module
-from train_generators.ghn import GHNTrainingConfig, ImageStream, Subject, fit, objective, train_step, zero_shot
+from train_generators.ghn import GHNTrainingConfig, fit, train_step
+from train_generators.judging import zero_shot
+from train_generators.subject import Subject
 from train_generators.tracking import read_log
 
 SHAPE = GHNConfig(hidden=16, heads=2, layers=1, width=32, rank=8, cells=8)
@@ -80,7 +82,8 @@ def test_gradient_against_a_loop_over_draws(images, config, name, step):
     config = replace(config, architectures=(name,))
     ghn = GHN(replace(config.ghn, gain_bound=2.0))
     batch, labels = images.train.images[:32], images.train.labels[:32]
-    loss, parts = train_step(ghn, Subject(name, ghn, images, draws=config.draws), config, batch, labels, step)
+    source = SimpleNamespace(batch=lambda step, number=0: (batch, labels))
+    loss, parts = train_step(ghn, Subject(name, ghn, images, draws=config.draws), config, source, step)
     found = {key: value.grad for key, value in ghn.named_parameters() if value.grad is not None}
     ghn.zero_grad()
     wanted = slow_loss(ghn, config, name, batch, labels, step, images.shape)
@@ -92,45 +95,6 @@ def test_gradient_against_a_loop_over_draws(images, config, name, step):
     scale = max(value.abs().max() for value in slow.values())
     for key, value in slow.items():
         torch.testing.assert_close(found[key], value, rtol=1e-2, atol=1e-4 * scale.item(), msg=key)
-
-
-def test_objective_by_hand():
-    """Two images, three classes, two draws with logits that are easy by hand; then three draws against loops."""
-    logits = torch.tensor([[[0.0, 0, 0], [0, 0, 0]], [[math.log(2), 0, 0], [0, 0, math.log(2)]]])
-    labels = torch.tensor([0, 1])
-    entropy = (2 * math.log(3) - math.log(0.5) - math.log(0.25)) / 4
-    loss, parts = objective(logits + 1, labels, 0.0)
-    assert loss.item() == pytest.approx(entropy) == parts["cross_entropy"]
-    first = torch.ones(6)
-    second = torch.tensor([math.log(2) + 1, 1, 1, 1, 1, math.log(2) + 1])
-    cosine = (first @ second / first.norm() / second.norm()).item()
-    assert parts["cosine"] == pytest.approx(cosine)
-    assert objective(logits + 1, labels, 0.4)[0].item() == pytest.approx(entropy + 0.4 * cosine)
-    alone, parts = objective(logits[1:], labels, 0.4)
-    assert alone.item() == pytest.approx((-math.log(0.5) - math.log(0.25)) / 2) and "cosine" not in parts
-
-    three = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
-    labels = torch.tensor([0, 3, 1, 2, 2])
-    entropies = [-torch.log_softmax(three[j, i], 0)[labels[i]].item() for j in range(3) for i in range(5)]
-    cosines = [torch.cosine_similarity(three[i].flatten(), three[j].flatten(), dim=0).item()
-               for i in range(3) for j in range(i)]  # fmt: skip
-    loss, parts = objective(three, labels, 2.0)
-    assert loss.item() == pytest.approx(sum(entropies) / 15 + 2 * sum(cosines) / 3, rel=1e-5)
-    assert parts["cosine"] == pytest.approx(sum(cosines) / 3, rel=1e-4)
-
-
-def test_batches_depend_on_seed_and_step_only(images):
-    """The same bits in whatever order they are asked for; others at another step and seed; labels belong to images."""
-    config = replace(QUICK, augmentation="shift")
-    source = ImageStream(images, config)
-    later, first = source.batch(5), source.batch(0)
-    again = ImageStream(images, config)
-    assert all(map(torch.equal, again.batch(0), first)) and all(map(torch.equal, again.batch(5), later))
-    assert not torch.equal(first[0], later[0])
-    assert not torch.equal(ImageStream(images, replace(config, seed=1)).batch(0)[0], first[0])
-    drawn, labels = ImageStream(images, QUICK).batch(2)
-    distance, nearest = torch.cdist(drawn.flatten(1), images.train.images.flatten(1)).min(dim=1)
-    assert distance.max() < 1e-2 and torch.equal(images.train.labels[nearest], labels)
 
 
 # ---- a training --------------------------------------------------------------------------------------------------
@@ -149,10 +113,10 @@ def test_a_killed_training_ends_with_the_same_bits(images, tmp_path, monkeypatch
     """Stopped before, between and after saved states, and called again: weights, card and log as if never stopped."""
     fit(NOISY, tmp_path / "whole", images=images, quiet=True)
 
-    def dying(ghn, subject, config, drawn, labels, step):
+    def dying(ghn, subject, config, source, step, teachers):
         if step == killed_at:
             raise Killed
-        return train_step(ghn, subject, config, drawn, labels, step)
+        return train_step(ghn, subject, config, source, step, teachers)
 
     monkeypatch.setattr(module, "train_step", dying)
     out = tmp_path / "killed"
@@ -162,7 +126,7 @@ def test_a_killed_training_ends_with_the_same_bits(images, tmp_path, monkeypatch
     steps: list[int] = []
 
     def noted(*given):
-        steps.append(given[-1])
+        steps.append(given[4])
         return train_step(*given)
 
     monkeypatch.setattr(module, "train_step", noted)
@@ -298,7 +262,7 @@ def test_a_loss_that_is_not_finite(images, tmp_path, monkeypatch):
 
     def broken(*given):
         loss, parts = train_step(*given)
-        return (float("nan") if given[-1] == 5 else loss), parts
+        return (float("nan") if given[4] == 5 else loss), parts
 
     monkeypatch.setattr(module, "train_step", broken)
     with pytest.raises(ConfigError, match="not finite at step 5"):

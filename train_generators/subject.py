@@ -1,0 +1,76 @@
+"""What a GHN is trained on: an architecture to generate weights for, and the batches of images that judge them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from collect.architectures import build, parse
+from collect.augmentation import Batches
+from collect.data import ImageSet
+from collect.stacked import Form, choose
+from generators.ghn.ghn import GHN
+from generators.ghn.plan import DecodePlan
+from generators.initialiser import Proposal, Request
+from generators.pointwise import HE
+from generators.seeds import derive
+
+
+class Subject:
+    """One architecture in training: how to run it, what to decode, and what the fallback gives.
+
+    Attributes:
+        fixed: what is not decoded, as the fallback gives it: name -> `[draws, *shape]`.
+        buffers: running statistics of `draws` members; nothing reads them.
+    """
+
+    def __init__(self, name: str, ghn: GHN, images: ImageSet, *, draws: int) -> None:
+        classes = len(images.classes)
+        module = build(parse(name), shape=images.shape, classes=classes)
+        self.name = name
+        self.form: Form = choose(name, shape=images.shape, classes=classes)
+        self.plan: DecodePlan = ghn.plan(module, torch.zeros(1, *images.shape))
+        proposal, request = Proposal(), Request(self.plan.found)
+        for info in self.plan.found:
+            if info.name in self.plan.left_out:
+                HE.fill(proposal, info, request, because="not decoded")
+        start = {name: value.detach() for name, value in module.named_parameters()} | proposal.values
+        decoded = {name for group in self.plan.groups for name in group.names}
+        self.fixed = {name: value.expand(draws, *value.shape) for name, value in start.items() if name not in decoded}
+        self.buffers = {
+            name: value.detach().expand(draws, *value.shape).clone() for name, value in module.named_buffers()
+        }
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the graph, each of which has a noise code."""
+        return len(self.plan.table.features)
+
+    def logits(self, decoded: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Logits `[M, B, classes]` of M generated networks on images `[M, B, C, H, W]`, batch statistics.
+
+        `decoded` may also hold what else is to stand in for the fallback's values.
+        """
+        return self.form(self.fixed | decoded, self.buffers, images, training=True)
+
+
+class ImageStream:
+    """Batches of training images that depend on nothing but (seed, step, number)."""
+
+    def __init__(self, images: ImageSet, *, batch_size: int, augmentation: str, seed: int) -> None:
+        self.seed = seed
+        self.batches = Batches(
+            images, [0], batch_size=batch_size, augmentation=augmentation, device=torch.device("cpu")
+        )  # fmt: skip
+
+    def batch(self, step: int, number: int = 0) -> tuple[Tensor, Tensor]:
+        """Images `[B, C, H, W]` and labels `[B]`: the first batch of an epoch of its own.
+
+        Args:
+            step: of the GHN's training.
+            number: which batch of this step.
+        """
+        names = ("ghn-batch", step, number) if number else ("ghn-batch", step)
+        self.batches.reseed([derive(self.seed, *names)])
+        drawn, labels = next(self.batches.epoch())
+        return drawn[0], labels[0]
