@@ -83,7 +83,7 @@ def plan(
 
 
 # Flags that say where and how, not what.
-NOT_PLANNED = ("out", "plan", "workers", "executor", "address", "slurm", "data_root", "download")
+NOT_PLANNED = ("out", "plan", "workers", "device", "executor", "address", "slurm", "data_root", "download")
 
 
 def _refuse_flags(path: Path) -> None:
@@ -131,7 +131,9 @@ def run(config: Annotated[RunConfig, tyro.conf.arg(name="")]) -> None:
             temporary.write_text(json.dumps(stored, indent=1, sort_keys=True, default=str))
     networks = sum(len(task.seeds) for task in tasks)
     with progress(f"training {networks} networks", networks) as bar:
-        collect(tasks, config.out, executor=executor, root=config.data_root, on_progress=bar.advance)
+        collect(
+            tasks, config.out, executor=executor, root=config.data_root, device=config.device, on_progress=bar.advance
+        )
     status(config.out)
 
 

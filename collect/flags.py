@@ -68,6 +68,8 @@ class RunConfig:
     """How the weights of epochs before the last are stored."""
     workers: int | None = None
     """Processes; default one per usable core. 0 trains in this process."""
+    device: str = "cpu"
+    """Of torch, where every process trains: cpu, cuda, cuda:1. Several processes may share a GPU."""
     executor: Literal["processes", "ray", "submitit"] = "processes"
     """Where to train: worker processes of this machine, a Ray cluster, or a SLURM array."""
     address: str | None = None

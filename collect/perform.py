@@ -10,6 +10,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from collect import data, unfinished, zoo_file
 from collect.durable import claim
 from collect.memory import keep_freed_memory
@@ -41,7 +43,18 @@ def _images(name: str, root: Path | None, digest: str) -> data.ImageSet:
     return images
 
 
-def perform(task: Task, folder: Path, root: Path | None, tick: Tick, *, images: data.ImageSet | None = None) -> Outcome:
+def _usable(device: str) -> torch.device:
+    """The device, if torch knows it and it is there."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # how torch says so differs from device to device
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"cannot train on device {device!r}: {reason}; leave it out to train on the CPU") from error
+
+
+def perform(
+    task: Task, folder: Path, root: Path | None, tick: Tick, *, device: str = "cpu", images: data.ImageSet | None = None
+) -> Outcome:
     """Train and store one population. Its own failures come back as text, so that any exception crosses processes.
 
     Args:
@@ -50,12 +63,14 @@ def perform(task: Task, folder: Path, root: Path | None, tick: Tick, *, images: 
         root: where data sets lie, see `collect.data.load`.
         tick: called before every step with the task's id and the fraction that is done. If it raises `Interrupted`,
             the training state is saved, and the same task goes on from there another time.
+        device: where to train.
         images: the data set of the plan where the executor has it at hand; otherwise it is loaded.
     """
     keep_freed_memory()
     state = unfinished.path_of(folder, task.id)
     try:
         with claim(zoo_file.path_of(folder, task.id)):  # before anything that takes time
+            where = _usable(device)
             images = images or _images(task.recipe.data, root, task.data_digest)
             if init_digest(task.recipe.init) != task.recipe.init_digest:
                 raise ConfigError(
@@ -63,7 +78,7 @@ def perform(task: Task, folder: Path, root: Path | None, tick: Tick, *, images: 
                 )
             population = train(
                 task.recipe, task.seeds, images, stack=task.stack, tick=functools.partial(tick, task.id),
-                unfinished_path=state,
+                unfinished_path=state, device=where,
             )  # fmt: skip
             zoo_file.write(population, folder)
             unfinished.discard(state)

@@ -7,6 +7,7 @@ it on two machines that see the folder and each does a part.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -104,11 +105,13 @@ def _sweep(folder: Path) -> None:
     unfinished.sweep(folder, stored=lambda population: zoo_file.path_of(folder, population).exists())
 
 
-def _carry_out(tasks: list[Task], executor: Executor, folder: Path, root: Path | None, progress: _Progress) -> None:
+def _carry_out(
+    tasks: list[Task], executor: Executor, attempt: Callable[[Task], Attempt], folder: Path, progress: _Progress
+) -> None:
     """Everything that no other collector is at; then, as they end or die, what the others were at."""
     while tasks:
         ready = free(tasks, folder)
-        executor.submit(Attempt(task, folder, root) for task in ready)
+        executor.submit(map(attempt, ready))
         with closing(executor.finished(progress.tick)) as results:
             given_back = list(filter(None, map(progress.take, results)))
         mine = {task.id for task in ready} - {task.id for task in given_back}
@@ -126,6 +129,7 @@ def collect(
     executor: Executor | None = None,
     workers: int | None = None,
     root: str | Path | None = None,
+    device: str = "cpu",
     on_progress: Callable[[float], object] | None = None,
 ) -> Collected:
     """Train and store every task whose population is not in `folder` yet.
@@ -136,6 +140,7 @@ def collect(
         executor: where to train, from `collect.executors.make`; None for worker processes of this machine.
         workers: without an executor: worker processes, None for one per usable core; 0 trains in this process.
         root: where data sets lie, see `collect.data.load`.
+        device: of torch, where every process trains; several may share a GPU. A Ray cluster has to grant it.
         on_progress: called with numbers of networks (and parts of networks) done since the last call; they add up to
             the number of networks in `tasks`, those that were there included.
 
@@ -156,6 +161,7 @@ def collect(
             else "workers are a setting of the executor, where there is one"
         )  # fmt: skip
     executor = executor or (make("here") if workers == 0 else make("processes", workers=workers))
+    attempt = functools.partial(Attempt, folder=folder, root=root, device=device)
     tasks = list({task.id: task for task in tasks}.values())
     progress = _Progress(
         on_progress or (lambda amount: None),
@@ -179,7 +185,7 @@ def collect(
     if progress.found:
         log.info("%d of %d populations are there, %d to train", len(progress.found), len(tasks), len(open_tasks))
     try:
-        _carry_out(open_tasks, executor, folder, root, progress)
+        _carry_out(open_tasks, executor, attempt, folder, progress)
     except (KeyboardInterrupt, Interrupted) as reason:
         done = sum(zoo_file.path_of(folder, task.id).exists() for task in tasks)
         raise Interrupted(

@@ -78,11 +78,13 @@ class Attempt:
         task: what to train.
         folder: of the zoo; every process must see the same one.
         root: where data sets lie, see `collect.data.load`.
+        device: of torch, where to train.
     """
 
     task: Task
     folder: Path
     root: Path | None
+    device: str = "cpu"
 
     def __call__(self, tick: Tick, *, images: ImageSet | None = None) -> Outcome | Elsewhere:
         """See `collect.perform.perform`; `tick` takes no arguments, or the task's id and the fraction done."""
@@ -93,4 +95,4 @@ class Attempt:
             return Outcome(self.task, error=str(error), fatal=True)
         if not free([self.task], self.folder):
             return Elsewhere(self.task, done=False)
-        return perform(self.task, self.folder, self.root, _throttled(tick), images=images)
+        return perform(self.task, self.folder, self.root, _throttled(tick), device=self.device, images=images)

@@ -52,6 +52,13 @@ def test_stopped_it_leaves_its_state_and_goes_on_from_it(task: Task, tmp_path: P
     assert [path.suffix for path in folder.iterdir()] == [".h5"]
 
 
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_there(task: Task, tmp_path: Path, device: str) -> None:
+    outcome = perform(task, tmp_path, None, lambda *progress: None, device=device)
+    assert f"cannot train on device '{device}'" in outcome.error and not outcome.detail
+    assert not list(tmp_path.iterdir())
+
+
 def test_images_at_hand_are_used(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = load("digits")
     monkeypatch.setattr(module, "_images", None)  # it would be a fault to call it
