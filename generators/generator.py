@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from generators.initialiser import (
     _check_model,
     _tensors,
     check_spread,
+    matrix_spreads,
     take_inventory,
     writable,
 )
@@ -67,19 +68,45 @@ class Generator(nn.Module, ABC):
     def propose(self, model: nn.Module, request: Request) -> Proposal:
         """Values for every tensor of `model` that the generator or its fallback fills; see `Initialiser`."""
 
+    @overload
+    def sample(
+        self, model: nn.Module, n: int, *, seed: int = 0, first: int = 0, codes: Tensor | None = None,
+        example_inputs: Any = None, stacked: Literal[False] = False,
+    ) -> dict[str, Tensor]: ...  # fmt: skip
+
+    @overload
+    def sample(
+        self, model: nn.Module, n: int, *, seed: int = 0, first: int = 0, codes: Tensor | None = None,
+        example_inputs: Any = None, stacked: Literal[True],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...  # fmt: skip
+
     @torch.no_grad()
     def sample(
-        self, model: nn.Module, n: int, *, seed: int = 0, first: int = 0, example_inputs: Any = None
-    ) -> dict[str, Tensor]:
+        self, model: nn.Module, n: int, *, seed: int = 0, first: int = 0, codes: Tensor | None = None,
+        example_inputs: Any = None, stacked: bool = False,
+    ) -> dict[str, Tensor] | tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
         """Members `first` to `first + n - 1` of the population that `seed` names; `model` is not changed.
 
         Member i does not depend on `n` or `first`, and equals what `init(model, self, seed=seed, member=i)` writes.
 
+        Args:
+            model: the architecture.
+            n: number of members.
+            seed: root seed of all draws.
+            first: index of the first member.
+            codes: `[n, ...]`, noise codes of these members, for generators that have codes (see `GHN.codes`), instead
+                of those that `seed` gives; all other draws are still those of (seed, member).
+            example_inputs: inputs for the tracer, if the shape of the model's input cannot be guessed.
+            stacked: the form that `torch.func.vmap` over `torch.func.functional_call` takes.
+
         Returns:
             Every tensor of the model's state dict, stacked: `[n, ...]`. Tensors that are kept, such as frozen ones, are
-            views of the model's own, expanded.
+            views of the model's own, expanded. With `stacked` a pair (parameters, buffers) as
+            `torch.func.stack_module_state` gives it for n models: tied parameters under their first name, buffers that
+            no state dict holds included, nothing expanded, leaves that require a gradient where the model's do.
 
         Raises:
+            ConfigError: `n` is less than 1, or does not fit the codes; the generator has no codes.
             ModelError: the model has nothing to fill or cannot be filled.
             ProposalError: a value does not fit the model or is not finite.
             CollapseError: a generated weight has lost its spread.
@@ -87,27 +114,43 @@ class Generator(nn.Module, ABC):
         if n < 1:
             raise ConfigError(f"n must be at least 1, got {n}")
         _check_model(model)
-        found, _ = take_inventory(model, example_inputs)
-        request = Request(found, seed=seed, example_inputs=example_inputs)
-        proposals = [
-            writable(proposal, self, model, found, frozen=False)
-            for proposal in self.propose_members(model, request, range(first, first + n))
-        ]
-        for proposal in proposals:
-            check_spread(proposal, found, self.name)
+        found, graph, _ = take_inventory(model, example_inputs)
+        request = Request(found, seed=seed, example_inputs=example_inputs, graph=graph, codes=codes)
+        proposal = self.propose_stack(model, request, range(first, first + n))
+        proposal = writable(proposal, self, model, found, frozen=False, stack=(n,))
+        check_spread(matrix_spreads(proposal.values, proposal.sources, found), self.name)
         tied = {info.name: info.tied_to for info in found if info.tied_to}
         states = {}
         for key, own in _tensors(model).items():
-            source = tied.get(key, key)
-            if source in proposals[0].values:
-                states[key] = torch.stack([proposal.values[source] for proposal in proposals]).to(own)
-            else:
-                states[key] = own.detach().expand(n, *own.shape)
-        return states
+            value = proposal.values.get(tied.get(key, key))
+            states[key] = own.detach().expand(n, *own.shape) if value is None else value.to(own)
+        return _for_vmap(model, states, n) if stacked else states
 
-    def propose_members(self, model: nn.Module, request: Request, members: range) -> list[Proposal]:
-        """One proposal per member. Subclasses that can share work between members override this."""
-        return [self.propose(model, dataclasses.replace(request, member=member)) for member in members]
+    def propose_stack(self, model: nn.Module, request: Request, members: range) -> Proposal:
+        """One proposal for several members, values stacked `[M, ...]`. Where members share work, this is overridden."""
+        if request.codes is not None:
+            raise ConfigError(f"{self.name} is a generator of kind {self.kind_name!r}, which has no noise codes")
+        every = [self.propose(model, dataclasses.replace(request, member=member)) for member in members]
+        stack = every[0]
+        stack.values = {name: torch.stack([each.values[name] for each in every]) for name in stack.values}
+        return stack
+
+    def probes(self) -> dict[str, nn.Module]:
+        """Models for which the generator must make weights of a sound spectrum to be saved; see `checkpoint.save`."""
+        return {}
+
+
+def _for_vmap(model: nn.Module, states: dict[str, Tensor], n: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`states` of n members in the form of `torch.func.stack_module_state`."""
+
+    def own(name: str, value: Tensor) -> Tensor:
+        held = states.get(name, value.detach().expand(n, *value.shape))
+        return held.clone() if held.data_ptr() == value.data_ptr() else held
+
+    return (
+        {name: own(name, value).requires_grad_(value.requires_grad) for name, value in model.named_parameters()},
+        {name: own(name, value) for name, value in model.named_buffers()},
+    )
 
 
 def generator_class(kind: str) -> type[Generator]:

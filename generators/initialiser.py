@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,10 @@ from torch.nn.parameter import is_lazy
 from generators.errors import CollapseError, ConfigError, ModelError, ProposalError, TraceError, unknown_name
 from generators.inventory import MATRIX_ROLES, Inventory, ParameterInfo, Role, inventory
 from generators.report import InitReport
+from generators.statistics import is_finite, spreads
+
+if TYPE_CHECKING:
+    from generators.graph import Graph
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +57,8 @@ class Request:
         data: batches for initialisers that need data: an iterable of `(inputs, targets)`.
         loss: `loss(outputs, targets) -> scalar` for initialisers that need one.
         example_inputs: inputs for the tracer, if the shape of the model's input cannot be guessed.
+        graph: of the model, if it has been traced already.
+        codes: `[M, ...]`, noise codes of the M members that are asked for, instead of those that `seed` gives.
     """
 
     inventory: Inventory
@@ -61,6 +67,8 @@ class Request:
     data: Iterable | None = None
     loss: Callable | None = None
     example_inputs: Any = None
+    graph: Graph | None = None
+    codes: Tensor | None = None
 
 
 @dataclass
@@ -229,18 +237,18 @@ def reset_running_statistics(model: nn.Module, name: str, *, frozen: bool = Fals
     return proposal
 
 
-def _checked(proposal: Proposal, model: nn.Module, name: str) -> Proposal:
-    """The proposal if every tensor exists, fits, is finite and has kept its spread; raises otherwise."""
+def _checked(proposal: Proposal, model: nn.Module, name: str, stack: tuple[int, ...]) -> Proposal:
+    """The proposal if every tensor exists, fits and is finite; raises otherwise."""
     tensors = _tensors(model)
     for key, value in proposal.values.items():
         if key not in tensors:
             raise ProposalError(f"{name}: proposed a value for {key!r}, which the model does not have")
-        if value.shape != tensors[key].shape:
+        if value.shape != (*stack, *tensors[key].shape):
             raise ProposalError(
-                f"{name}: {key} has shape {tuple(tensors[key].shape)}, proposed was {tuple(value.shape)}"
+                f"{name}: {key} has shape {tuple(tensors[key].shape)}, proposed was {tuple(value.shape[len(stack) :])}"
             )
         written = value.to(tensors[key].dtype) if tensors[key].is_floating_point() else value
-        if not torch.isfinite(written).all():
+        if not is_finite(written):
             raise ProposalError(
                 f"{name}: the value for {key} holds NaN or infinity as {tensors[key].dtype}; nothing was written"
             )
@@ -251,19 +259,27 @@ def _checked(proposal: Proposal, model: nn.Module, name: str) -> Proposal:
     return proposal
 
 
-def _statistics(values: dict[str, Tensor], generated: Iterable[str], found: Inventory) -> dict[str, dict[str, float]]:
-    """Spread of every generated matrix against the He spread of its fan-in."""
-    wanted = {info.name: info for info in found if info.role in MATRIX_ROLES}
+def matrix_spreads(
+    values: dict[str, Tensor], generated: Iterable[str], found: Inventory
+) -> dict[str, dict[str, float]]:
+    """Spread of every generated matrix against the He spread of its fan-in.
+
+    Args:
+        values: parameter name to `[M, *shape]`, M members, of which the one with the least spread counts.
+        generated: names of the parameters that the generator stands behind.
+        found: inventory of the model.
+    """
+    wanted = {info.name: info for info in found if info.role in MATRIX_ROLES and info.numel > 1}
     statistics = {}
     for name in generated:
-        if name in wanted and values[name].numel() > 1:
-            std, target = values[name].float().std().item(), wanted[name].he_std
+        if name in wanted:
+            std, target = spreads(values[name]).min().item(), wanted[name].he_std
             statistics[name] = {"std": std, "target_std": target, "std_ratio": std / target}
     return statistics
 
 
-def _check_spread(statistics: dict[str, dict[str, float]], name: str) -> None:
-    """Raise `CollapseError` if a generated matrix is a constant for all purposes."""
+def check_spread(statistics: dict[str, dict[str, float]], name: str) -> None:
+    """Raise `CollapseError` if a generated matrix is a constant for all purposes; see `matrix_spreads`."""
     collapsed = [key for key, row in statistics.items() if row["std_ratio"] < COLLAPSED_STD_RATIO]
     if collapsed:
         row = statistics[collapsed[0]]
@@ -272,11 +288,6 @@ def _check_spread(statistics: dict[str, dict[str, float]], name: str) -> None:
             f"(std {row['std']:.2e} against {row['target_std']:.2e} for He); "
             "nothing was written; refit the generator or use another one"
         )
-
-
-def check_spread(proposal: Proposal, found: Inventory, name: str) -> None:
-    """Raise `CollapseError` if what a learned initialiser generated has lost its spread."""
-    _check_spread(_statistics(proposal.values, proposal.sources, found), name)
 
 
 def _merge(first: Proposal, second: Proposal, step: str) -> Proposal:
@@ -314,16 +325,30 @@ def _without_protected(proposal: Proposal, infos: dict[str, ParameterInfo], froz
     return proposal
 
 
-def writable(proposal: Proposal, step: Initialiser, model: nn.Module, found: Inventory, *, frozen: bool) -> Proposal:
-    """What of a step's proposal is to be written: running statistics reset, protected tensors left out, checked."""
+def writable(
+    proposal: Proposal, step: Initialiser, model: nn.Module, found: Inventory, *, frozen: bool,
+    stack: tuple[int, ...] = (),
+) -> Proposal:  # fmt: skip
+    """What of a step's proposal is to be written: running statistics reset, protected tensors left out, checked.
+
+    Args:
+        proposal: of `step` for `model`; it is changed.
+        step: who proposes.
+        model: whose tensors the values are for.
+        found: its inventory.
+        frozen: parameters with `requires_grad=False` are written too.
+        stack: `(M,)` if the values are those of M members, stacked.
+    """
     if step.kind is not Kind.REFINING:
         resets = reset_running_statistics(model, step.name, frozen=frozen)
         proposal.kept = {**resets.kept, **proposal.kept}
         for key in [key for key in resets.values if key not in proposal.values]:
-            proposal.values[key], proposal.sources[key] = resets.values[key], resets.sources[key]
+            start = resets.values[key]
+            proposal.values[key] = start.expand(*stack, *start.shape).clone() if stack else start
+            proposal.sources[key] = resets.sources[key]
         if resets.values and step.kind is not Kind.POINTWISE:
             proposal.notes.append(UNMEASURED)
-    return _checked(_without_protected(proposal, {info.name: info for info in found}, frozen), model, step.name)
+    return _checked(_without_protected(proposal, {info.name: info for info in found}, frozen), model, step.name, stack)
 
 
 @torch.no_grad()
@@ -333,8 +358,8 @@ def _write(model: nn.Module, values: dict[str, Tensor]) -> None:
         tensors[name].copy_(value)
 
 
-def take_inventory(model: nn.Module, example_inputs: Any = None) -> tuple[Inventory, list[str]]:
-    """The inventory of `model`, and what the user should know about it.
+def take_inventory(model: nn.Module, example_inputs: Any = None) -> tuple[Inventory, Graph | None, list[str]]:
+    """The inventory of `model`, its graph if that was needed, and what the user should know.
 
     The model is traced only if the owners and shapes of some parameters do not tell their roles (free parameters of
     custom modules: tokens, tables, gains); where it cannot be traced, these keep an unknown role, and a note says so.
@@ -342,14 +367,15 @@ def take_inventory(model: nn.Module, example_inputs: Any = None) -> tuple[Invent
     found = inventory(model)
     unknown = found.where(Role.OTHER, Role.MATRIX)
     if not unknown:
-        return found, []
+        return found, None, []
     from generators.graph import trace
 
     try:
-        return inventory(model, trace(model, example_inputs)), []
+        graph = trace(model, example_inputs)
+        return inventory(model, graph), graph, []
     except TraceError as error:
         names = ", ".join(info.name for info in unknown[:3])
-        return found, [f"the roles of {len(unknown)} parameters ({names}, ...) are unknown: {error}"]
+        return found, None, [f"the roles of {len(unknown)} parameters ({names}, ...) are unknown: {error}"]
 
 
 def init(
@@ -388,8 +414,10 @@ def init(
     _check_model(model)
     chain = resolve(spec)
     name = spec if isinstance(spec, str) else chain[0].name
-    found, notes = take_inventory(model, example_inputs)
-    request = Request(found, seed=seed, member=member, data=data, loss=loss, example_inputs=example_inputs)
+    found, graph, notes = take_inventory(model, example_inputs)
+    request = Request(
+        found, seed=seed, member=member, data=data, loss=loss, example_inputs=example_inputs, graph=graph
+    )  # fmt: skip
     merged, working = Proposal(notes=notes), model
     for number, step in enumerate(chain):
         proposal = step.propose(working, request)
@@ -398,9 +426,9 @@ def init(
         if number + 1 < len(chain):
             working = copy.deepcopy(model) if working is model else working
             _write(working, proposal.values)
-    statistics = _statistics(merged.values, merged.sources, found)
+    statistics = matrix_spreads({key: value[None] for key, value in merged.values.items()}, merged.sources, found)
     if chain[0].kind in (Kind.LOCAL, Kind.GLOBAL):
-        _check_spread(statistics, name)
+        check_spread(statistics, name)
     kept = {key: merged.kept.get(key, f"not touched by {name}") for key in _tensors(model) if key not in merged.values}
     report = InitReport(
         name, seed, member, merged.sources, merged.fallbacks, kept, statistics, tuple(dict.fromkeys(merged.notes))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from generators.initialiser import Kind, Proposal, Request, register
 from generators.inventory import BIAS_ROLES, MATRIX_ROLES, ParameterInfo, Role
 from generators.seeds import stream
 
+CONSTANT_ROLES = BIAS_ROLES | {Role.NORM_SCALE}  # equal in all members
 TABLE_STD = 0.02  # position tables, tokens and relative-bias tables: the habit of the transformer literature
 
 Draw = Callable[[Tensor, ParameterInfo, torch.Generator], object]
@@ -104,6 +106,19 @@ class Pointwise:
             return
         proposal.values[info.name] = value
         (proposal.fallbacks if because else proposal.sources)[info.name] = f"{how} ({because})" if because else how
+
+    def fill_stack(
+        self, proposal: Proposal, info: ParameterInfo, request: Request, members: range, *, because: str = ""
+    ) -> None:
+        """`fill` for M members, with values `[M, *shape]`."""
+        self.fill(proposal, info, replace(request, member=members.start), because=because)
+        if info.name not in proposal.values:
+            return
+        stack = proposal.values[info.name].repeat(len(members), *(1 for _ in info.shape))
+        if info.role not in CONSTANT_ROLES:
+            for row, member in zip(stack[1:], members[1:], strict=True):
+                row.copy_(cast(Tensor, self.value(info, request.seed, member)[0]))
+        proposal.values[info.name] = stack
 
 
 HE = Pointwise("he", _normal(_he))

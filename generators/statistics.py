@@ -17,6 +17,23 @@ from generators.errors import ProposalError
 from generators.inventory import MATRIX_ROLES, Inventory
 
 RANK_TOLERANCE = 1e-3  # singular values above this share of the largest one count for the numeric rank
+CANCELLED = 1e-3  # variance below this share of the mean square: the difference of the two has lost its digits
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite. The sum of such values is not finite either, and twenty times as fast."""
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+
+
+def spreads(values: Tensor) -> Tensor:
+    """Standard deviations (divisor n - 1) `[M]` of `[M, ...]`, from norms and sums where these have enough digits."""
+    rows = values.flatten(1).float()
+    count = rows.shape[1]
+    squares, means = torch.linalg.vector_norm(rows, dim=1).square(), rows.mean(dim=1)
+    variances = (squares - count * means.square()) / (count - 1)
+    if not (variances * count > CANCELLED * squares).all():  # nearly constant, or beyond the range of float32
+        return rows.std(dim=1)
+    return variances.sqrt()
 
 
 @dataclass(frozen=True)

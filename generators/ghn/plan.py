@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,16 @@ class DecodePlan:
     def numel(self) -> int:
         """How many weights one member has decoded."""
         return sum(len(group.nodes) * math.prod(group.shape) for group in self.groups)
+
+    def to(self, device: torch.device) -> DecodePlan:
+        """The plan with all of its indices and features on `device`."""
+
+        def moved(record: Any) -> Any:
+            own = {field.name: getattr(record, field.name) for field in fields(record)}
+            tensors = {name: value.to(device) for name, value in own.items() if isinstance(value, Tensor)}
+            return replace(record, **tensors)
+
+        return replace(self, table=moved(self.table), groups=tuple(moved(group) for group in self.groups))
 
 
 def _reason_to_leave(info: ParameterInfo, classes: int) -> str | None:
