@@ -1,122 +1,94 @@
-"""The decoder: a core tensor per node, spread over the channels of a target of any size without copies.
+"""What every decoder of a graph hypernetwork is: node vectors in, matrices of any shape and of known spread out.
 
-For a target `[O, I, *kernel]` with S kernel positions, a linear head turns the node vector into a core of R x R x K
-numbers (K positions of a 3 x 3 grid). Rows, columns and kernel positions are named by their *relative* place, and
-
-    W[o, i, s] = sum_{r, q, k} U[o, r] core[r, q, k] V[i, q] B[s, k]
-
-with U and V read from learned tables by interpolation (a Tucker-2 form). A wider layer is a finer sampling of the same
-core, so no block is ever tiled; the reference GHN-2/3 copies 64 x 64 blocks, and 3 % of the values of a ResNet-50 are
-distinct. The core is linear in the head, so a GHN learns about as fast as a network: factors made by coordinate
-networks needed five times the steps, or did not get there (docs/decisions.md).
+`DECODERS` names them. `core` spreads a core tensor per node over the channels, `coordinate` makes low-rank factors from
+the places of rows and columns, `block` and `fan-in-block` cut and tile blocks of fixed size, as GHN-2 and GHN-3 do.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from generators.ghn.plan import MAX_BLOCKS, Group
-from generators.hyperfan import hyperfan_
+from generators.errors import unknown_name
+from generators.ghn.plan import Group
 
-GRID = 3  # the core holds a 3 x 3 kernel, the most common one; others are read from it by interpolation
-SHARED, OWN = 0.5, 0.35  # start spread of the part of a core that all nodes share, and of the part of the node
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic of Jordan et al. 2024: maps singular values in (0, 1] towards 1
-
-
-def equalise(matrices: Tensor, steps: int) -> Tensor:
-    """Pull the singular values of `[..., O, K]` matrices together by `steps` Newton-Schulz steps, unit Frobenius norm.
-
-    Each step multiplies small singular values by up to 3.4 relative to the large ones and keeps the singular vectors;
-    five steps make the matrix nearly orthogonal, none only rescales it. Zero matrices stay zero.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
-    return x.mT if tall else x
+DECODERS: dict[str, str] = {
+    "core": "generators.ghn.core:CoreDecoder",
+    "coordinate": "generators.ghn.coordinate:CoordinateDecoder",
+    "block": "generators.ghn.block:BlockDecoder",
+    "fan-in-block": "generators.ghn.block:FanInBlockDecoder",
+}
+"""Name in a configuration -> where its class lives (imported when first used)."""
 
 
-def interpolation(count: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower cell, upper cell and weight of the upper one for `count` evenly spread places over `cells` cells."""
-    place = (torch.arange(count) + 0.5) / count * cells - 0.5
-    low = place.floor().clamp(0, cells - 1)
-    return low.long(), (low.long() + 1).clamp(max=cells - 1), (place - low).clamp(0, 1)
+@dataclass(frozen=True)
+class DecoderSettings:
+    """What decoders are made of; each reads what it needs.
 
-
-def read_table(table: Tensor, count: int) -> Tensor:
-    """`[cells, R]` to `[count, R]`, linear between the centres of neighbouring cells."""
-    low, high, weight = interpolation(count, len(table))
-    return torch.lerp(table[low], table[high], weight.to(table)[:, None])
-
-
-def kernel_basis(kernel: tuple[int, ...]) -> Tensor:
-    """`[S, GRID * GRID]`: how much of each position of the grid every position of `kernel` takes.
-
-    A 3 x 3 kernel takes the grid as it is, a 1 x 1 kernel and a linear layer its centre, a 1-D kernel the middle row,
-    larger kernels interpolate.
-    """
-
-    def axis(size: int) -> Tensor:
-        if size == 1:
-            return torch.eye(GRID)[GRID // 2 : GRID // 2 + 1]
-        low, high, weight = interpolation(size, GRID)
-        return torch.lerp(torch.eye(GRID)[low], torch.eye(GRID)[high], weight[:, None])
-
-    height, width = (1, 1, *kernel)[-2:]
-    return torch.einsum("hk,wl->hwkl", axis(height), axis(width)).reshape(height * width, GRID * GRID)
-
-
-class CoreDecoder(nn.Module):
-    """Decodes one `Group` for M members at once.
-
-    Args:
+    Attributes:
         node_width: C, length of the node vectors (embedding and noise code).
         classes: rows of classifiers are named by learned class codes, since classes have no order.
-        width: hidden width in front of the head.
-        rank: R.
+        width: hidden width in front of a head.
+        rank: R, columns of the factors.
         cells: resolution of the tables of row and column places.
-        spectrum_steps: Newton-Schulz steps of `equalise`.
+        spectrum_steps: Newton-Schulz steps of `core.equalise`.
         gain_bound: the spread of a target is its He spread times at most this factor, at least its inverse.
-        generator: source of the start values.
+        block: side of the blocks of the block decoders.
+        block_kernel: kernel side of the blocks.
     """
 
-    def __init__(
-        self, *, node_width: int, classes: int, width: int, rank: int, cells: int, spectrum_steps: int,
-        gain_bound: float, generator: torch.Generator,
-    ) -> None:  # fmt: skip
+    node_width: int
+    classes: int
+    width: int = 128
+    rank: int = 16
+    cells: int = 16
+    spectrum_steps: int = 3
+    gain_bound: float = 1.0
+    block: int = 64
+    block_kernel: int = 11
+
+
+class Decoder(nn.Module, ABC):
+    """Decodes one `Group` for M members at once.
+
+    Subclasses make the parameters below, each in the order in which it draws them.
+
+    Attributes:
+        class_codes: `[classes, *]`, one row per class: classifiers read them in place of row places.
+        block_codes: `[MAX_BLOCKS, C]`, added to the node vector, so that query, key and value differ.
+        gain: of the node vector; its tanh is the exponent of `gain_bound`.
+    """
+
+    class_codes: nn.Parameter
+    block_codes: nn.Parameter
+    gain: nn.Linear
+
+    def __init__(self, settings: DecoderSettings) -> None:
         super().__init__()
-        self.spectrum_steps, self.gain_bound, self.rank = spectrum_steps, gain_bound, rank
-        self.rows = nn.Parameter(torch.randn(cells, rank, generator=generator))
-        self.columns = nn.Parameter(torch.randn(cells, rank, generator=generator))
-        self.class_codes = nn.Parameter(torch.randn(classes, rank, generator=generator))
-        self.block_codes = nn.Parameter(0.5 * torch.randn(MAX_BLOCKS, node_width, generator=generator))
-        self.hidden = nn.Linear(node_width, width)
-        self.head = nn.Linear(width, rank * rank * GRID * GRID)
-        self.gain = nn.Linear(node_width, 1)
-        self.calibrate(generator)
+        self.settings = settings
 
-    @torch.no_grad()
-    def calibrate(self, generator: torch.Generator) -> None:
-        """Hyperfan start, calibrated on unit node vectors, times OWN; gains are 1.
+    @abstractmethod
+    def matrices(self, group: Group, node: Tensor) -> Tensor:
+        """`[M, G, O, I * S]` of unit Frobenius norm from the vectors `[M, G, C]` of the targets; see `Group`."""
 
-        Mostly shared cores at the start let all layers and architectures learn together before they part.
+    def factors(self, group: Group, node: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The `matrices` as left `[O, R]` (or one per target) and right `[M, G, R, I * S]`; None and the whole if they
+        are no product. A writer takes the product where the weights are to be, and needs no room for it.
         """
-        nn.init.normal_(self.hidden.weight, std=math.sqrt(1.0 / self.hidden.in_features), generator=generator)
-        nn.init.zeros_(self.hidden.bias)
-        nodes = torch.randn(1024, self.hidden.in_features, generator=generator)
-        hidden = nn.functional.gelu(self.hidden(nodes))
-        hyperfan_(self.head, fan_in=1, fan_out=1, generator=generator, hidden=hidden, relu=False)
-        self.head.weight.mul_(OWN)
-        nn.init.normal_(self.head.bias, std=SHARED, generator=generator)
-        nn.init.zeros_(self.gain.weight)
-        nn.init.zeros_(self.gain.bias)
+        return None, self.matrices(group, node)
+
+    def targets(self, group: Group, node_vectors: Tensor) -> Tensor:
+        """`[M, G, C]`: the vector of each target, from those of the nodes `[M, N, C]`."""
+        return node_vectors[:, group.nodes] + self.block_codes[list(group.blocks)]
+
+    def spread(self, group: Group, node: Tensor) -> Tensor:
+        """`[M, G, 1]`: Frobenius norm of each target for unit spread, times its bounded gain."""
+        return math.sqrt(math.prod(group.shape)) * self.settings.gain_bound ** torch.tanh(self.gain(node))
 
     def forward(self, group: Group, node_vectors: Tensor) -> Tensor:
         """Weights of unit spread times their bounded gain.
@@ -128,20 +100,18 @@ class CoreDecoder(nn.Module):
         Returns:
             `[M, G, O, I, *kernel]`.
         """
-        node = node_vectors[:, group.nodes] + self.block_codes[list(group.blocks)]  # [M, G, C]
-        core = self.head(nn.functional.gelu(self.hidden(node)))
-        core = core.unflatten(-1, (self.rank, self.rank, GRID * GRID))
-        columns = torch.einsum(
-            "mgrqk,iq,sk->mgris", core, read_table(self.columns, group.inputs), kernel_basis(group.kernel).to(core)
-        ).flatten(-2)  # [M, G, R, I * S]
-        rows = self.class_codes if group.output else read_table(self.rows, group.outputs)
-        frame = None
-        if group.outputs > self.rank:
-            # rows = frame @ triangle with orthonormal columns in frame: equalising in its R dimensions is the same
-            # as equalising the O rows, and the Gram matrices stay R x R
-            frame, rows = torch.linalg.qr(rows)
-        matrices = equalise(rows @ columns, self.spectrum_steps)
-        if frame is not None:
-            matrices = frame @ matrices
-        spread = math.sqrt(group.outputs * columns.shape[-1]) * self.gain_bound ** torch.tanh(self.gain(node))
-        return (matrices * spread[..., None]).unflatten(-1, (group.inputs, *group.kernel))
+        node = self.targets(group, node_vectors)
+        matrices = self.matrices(group, node) * self.spread(group, node)[..., None]
+        return matrices.unflatten(-1, (group.inputs, *group.kernel))
+
+
+def make_decoder(name: str, settings: DecoderSettings, *, generator: torch.Generator) -> Decoder:
+    """The decoder that `DECODERS` lists as `name`, with start values from `generator`.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in DECODERS:
+        raise unknown_name("decoder", name, DECODERS)
+    module, _, attribute = DECODERS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)(settings, generator=generator)

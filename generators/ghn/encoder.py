@@ -1,63 +1,73 @@
-"""Message passing over the computational graph: a small graph transformer whose attention knows the distance of a pair.
+"""What every encoder of a graph hypernetwork is: the node table of an architecture in, one embedding per node out.
 
-Each layer is pre-norm attention over all pairs within the distance limit, with an embedding of the signed distance as
-edge feature (the idea of GHN-3, Knyazev et al. 2023, arXiv 2303.04143, and Graphormer), then a position-wise MLP.
-torch-geometric does the batching and the attention (`TransformerConv`, Shi et al. 2021, arXiv 2009.03509).
+`ENCODERS` names them. `sparse` attends over the pairs of nodes within the distance limit, `transformer` over all pairs
+with a bias by distance (GHN-3), `gated` runs a recurrent unit along the computation and back (GHN-2).
 """
 
 from __future__ import annotations
 
+import importlib
 import math
-import warnings
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
+from generators.errors import unknown_name
 from generators.ghn.features import FEATURES, NodeTable
 
-with (
-    warnings.catch_warnings()
-):  # it scripts helpers while it is imported, which newer versions of torch announce to drop
-    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
-    from torch_geometric.nn import TransformerConv
+ENCODERS: dict[str, str] = {
+    "sparse": "generators.ghn.sparse:SparseEncoder",
+    "transformer": "generators.ghn.transformer:TransformerEncoder",
+    "gated": "generators.ghn.gated:GatedEncoder",
+}
+"""Name in a configuration -> where its class lives (imported when first used)."""
 
 SINE_SCALE = 0.3  # spread of the random phases per unit of feature; at 1.5 unseen depths were at chance
 
 
-class EncoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+class Encoder(nn.Module, ABC):
+    """Features `[N, F]` of N nodes to embeddings `[N, hidden]` of unit second moment per node.
 
-    def __init__(self, hidden: int, *, heads: int) -> None:
-        super().__init__()
-        self.norm_attention = nn.LayerNorm(hidden)
-        self.attention = TransformerConv(hidden, hidden // heads, heads=heads, edge_dim=hidden, root_weight=False)
-        self.norm_mlp = nn.LayerNorm(hidden)
-        self.mlp = nn.Sequential(nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden))
+    Random sine features in front tell layers apart that differ only in depth. Subclasses add the messages.
 
-    def forward(self, x: Tensor, pairs: Tensor, relation: Tensor) -> Tensor:
-        x = x + self.attention(self.norm_attention(x), pairs, relation)
-        return x + self.mlp(self.norm_mlp(x))
-
-
-class Encoder(nn.Module):
-    """Node features `[N, F]` and relations of P pairs to node embeddings `[N, hidden]`, unit second moment per node.
-
-    Random sine features in front tell layers apart that differ only in depth.
+    Args:
+        hidden: width of the embeddings.
     """
 
-    def __init__(self, hidden: int, *, layers: int, heads: int, distance_limit: int) -> None:
+    def __init__(self, hidden: int) -> None:
         super().__init__()
         self.sine = nn.Linear(FEATURES, hidden)
         nn.init.normal_(self.sine.weight, std=SINE_SCALE)
         nn.init.uniform_(self.sine.bias, -math.pi, math.pi)
         self.inlet = nn.Linear(FEATURES + hidden, hidden)
-        self.relations = nn.Embedding(2 * distance_limit + 1, hidden)
-        self.layers = nn.ModuleList(EncoderLayer(hidden, heads=heads) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
+
+    @abstractmethod
+    def exchange(self, x: Tensor, table: NodeTable) -> Tensor:
+        """Node states `[N, hidden]` before the exchange of messages to those after it."""
 
     def forward(self, table: NodeTable) -> Tensor:
         x = self.inlet(torch.cat([table.features, torch.sin(self.sine(table.features))], dim=-1))
-        relation = self.relations(table.relation)
-        for layer in self.layers:
-            x = layer(x, table.pairs, relation)
-        return self.norm(x)
+        return self.norm(self.exchange(x, table))
+
+
+def make_encoder(name: str, hidden: int, *, layers: int, heads: int, distance_limit: int) -> Encoder:
+    """The encoder that `ENCODERS` lists as `name`; start values come from torch's global stream.
+
+    Args:
+        name: key of `ENCODERS`.
+        hidden: width of the embeddings.
+        layers: rounds of messages.
+        heads: of attention, if the encoder has any.
+        distance_limit: that of the node tables.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in ENCODERS:
+        raise unknown_name("encoder", name, ENCODERS)
+    module, _, attribute = ENCODERS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)(
+        hidden, layers=layers, heads=heads, distance_limit=distance_limit
+    )

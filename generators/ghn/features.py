@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,6 +61,23 @@ FEATURES = len(NODE_KINDS) + 16 + 2 * len(POSITION_FREQUENCIES)
 
 
 @dataclass(frozen=True)
+class Level:
+    """Nodes of which none comes before another, and the messages that they get.
+
+    Attributes:
+        nodes: int64 `[n]`.
+        sources: int64 `[E]`, who sends each of the E messages: always a node of an earlier level.
+        into: int64 `[E]`, who gets it, as a place in `nodes`.
+        steps: int64 `[E]`, distance from source to target, 1 for an edge of the graph.
+    """
+
+    nodes: Tensor
+    sources: Tensor
+    into: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
 class NodeTable:
     """What the encoder reads of one architecture.
 
@@ -68,11 +86,46 @@ class NodeTable:
         pairs: int64 `[2, P]`, source and target of the P ordered pairs of nodes within the distance limit.
         relation: int64 `[P]`, signed distance of each pair shifted to be an index: 0 is the node itself, d a pair with
             d steps from source to target, limit + d one with d steps against the direction of the data.
+        distance_limit: the limit.
     """
 
     features: Tensor
     pairs: Tensor
     relation: Tensor
+    distance_limit: int
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """int64 `[N, N]`: relation of source (column) to target (row), 2 * limit + 1 where there is none."""
+        count = len(self.features)
+        table = torch.full((count, count), 2 * self.distance_limit + 1, device=self.pairs.device)
+        table[self.pairs[1], self.pairs[0]] = self.relation
+        return table
+
+    @cached_property
+    def traversals(self) -> tuple[tuple[Level, ...], tuple[Level, ...]]:
+        """The levels along the data, from the inputs on, and those against it, from the output on."""
+        along = (self.relation > 0) & (self.relation <= self.distance_limit)
+        (sources, targets), steps = self.pairs[:, along], self.relation[along]
+        count = len(self.features)
+        return _levels(count, sources, targets, steps), _levels(count, targets, sources, steps)
+
+
+def _levels(count: int, sources: Tensor, targets: Tensor, steps: Tensor) -> tuple[Level, ...]:
+    """Nodes by the length of the longest way to them, over messages from `sources` to `targets`."""
+    depth, edge = steps.new_zeros(count), steps == 1
+    for _ in range(count):
+        deeper = depth.scatter_reduce(0, targets[edge], depth[sources[edge]] + 1, "amax")
+        if torch.equal(deeper, depth):
+            break
+        depth = deeper
+    place = torch.empty_like(depth)
+    levels = []
+    for level in range(int(depth.max()) + 1):
+        nodes, into = torch.where(depth == level)[0], depth[targets] == level
+        place[nodes] = torch.arange(len(nodes), device=nodes.device)
+        levels.append(Level(nodes, sources[into], place[targets[into]], steps[into]))
+    return tuple(levels)
 
 
 def node_table(graph: Graph, *, distance_limit: int) -> NodeTable:
@@ -85,4 +138,4 @@ def node_table(graph: Graph, *, distance_limit: int) -> NodeTable:
     itself = torch.arange(count)
     pairs = torch.stack([torch.cat([itself, source, target]), torch.cat([itself, target, source])])
     relation = torch.cat([torch.zeros(count, dtype=torch.int64), steps, distance_limit + steps])
-    return NodeTable(torch.tensor(rows, dtype=torch.float32), pairs, relation)
+    return NodeTable(torch.tensor(rows, dtype=torch.float32), pairs, relation, distance_limit)

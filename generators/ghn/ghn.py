@@ -15,15 +15,15 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from generators.errors import ConfigError
+from generators.errors import ConfigError, unknown_name
 from generators.generator import Generator
-from generators.ghn.decoder import CoreDecoder
-from generators.ghn.encoder import Encoder
+from generators.ghn.decoder import DECODERS, DecoderSettings, make_decoder
+from generators.ghn.encoder import ENCODERS, make_encoder
 from generators.ghn.plan import DecodePlan, decode_plan
 from generators.graph import trace
 from generators.initialiser import Kind, Proposal, Request
@@ -50,12 +50,15 @@ class GHNConfig:
         layers, heads: depth and attention heads of the encoder.
         distance_limit: nodes further apart exchange no messages directly.
         width, rank, cells: hidden width, core size and table resolution of the decoder.
-        spectrum_steps: how strongly the spectrum of a decoded matrix is equalised (0: not at all).
+        spectrum_steps: how strongly the core decoder equalises the spectrum of a matrix (0: not at all).
         gain_bound: spread of a layer is He's times at most this factor, at least its inverse.
         anchor: share of white noise in every weight, as a standard deviation in [0, 1).
         code: length of the noise code per node, 0 for a deterministic GHN.
         widest: largest channel count seen in training, 0 if not known.
         seed: seed of the start values.
+        encoder: what passes messages over the graph, a name in `generators.ghn.encoder.ENCODERS`.
+        decoder: what makes matrices of node embeddings, a name in `generators.ghn.decoder.DECODERS`.
+        block, block_kernel: side of the blocks of block decoders, and of their kernels.
     """
 
     classes: int = 10
@@ -72,11 +75,19 @@ class GHNConfig:
     code: int = 0
     widest: int = 0
     seed: int = 0
+    encoder: str = "sparse"
+    decoder: str = "core"
+    block: int = 64
+    block_kernel: int = 11
 
     def __post_init__(self) -> None:
         if not 0 <= self.anchor < 1:
             raise ConfigError(f"anchor is the share of white noise and must be in [0, 1), got {self.anchor}")
-        sizes = (self.classes, self.hidden, self.heads, self.distance_limit, self.width, self.rank, self.cells)
+        sizes = (self.classes, self.hidden, self.heads, self.distance_limit, self.width, self.rank, self.cells,
+                 self.block, self.block_kernel)  # fmt: skip
+        for what, name, known in (("encoder", self.encoder, ENCODERS), ("decoder", self.decoder, DECODERS)):
+            if name not in known:
+                raise unknown_name(what, name, known)
         if min(sizes) < 1 or self.hidden % self.heads:
             raise ConfigError(f"sizes must be at least 1, and hidden divisible by heads, got {self}")
         if self.cells < self.rank:
@@ -85,6 +96,13 @@ class GHNConfig:
             raise ConfigError(f"layers, spectrum_steps, code and widest must not be negative, got {self}")
         if self.gain_bound < 1:
             raise ConfigError(f"gain_bound is a factor of at least 1, got {self.gain_bound}")
+
+    @property
+    def decoder_settings(self) -> DecoderSettings:
+        shared = {field.name for field in fields(DecoderSettings)} & {field.name for field in fields(self)}
+        return DecoderSettings(
+            node_width=self.hidden + self.code, **{name: getattr(self, name) for name in sorted(shared)}
+        )
 
 
 class GHN(Generator):
@@ -98,14 +116,13 @@ class GHN(Generator):
         super().__init__(config, name=name, card=card)
         with torch.random.fork_rng(devices=[]):  # torch modules draw their start values from the global stream
             torch.default_generator.manual_seed(config.seed)
-            self.encoder = Encoder(
-                config.hidden, layers=config.layers, heads=config.heads, distance_limit=config.distance_limit
-            )
-            self.decoder = CoreDecoder(
-                node_width=config.hidden + config.code, classes=config.classes, width=config.width, rank=config.rank,
-                cells=config.cells, spectrum_steps=config.spectrum_steps, gain_bound=config.gain_bound,
-                generator=stream(config.seed, "ghn-start"),
+            self.encoder = make_encoder(
+                config.encoder, config.hidden, layers=config.layers, heads=config.heads,
+                distance_limit=config.distance_limit,
             )  # fmt: skip
+            self.decoder = make_decoder(
+                config.decoder, config.decoder_settings, generator=stream(config.seed, "ghn-start")
+            )
         self._plans: dict[str, DecodePlan] = {}
 
     @property

@@ -38,6 +38,26 @@ def test_relations_of_a_graph_made_by_hand(limit):
     assert table.relation.max() <= 2 * limit, "every relation is a row of the encoder's table"
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+def test_dense_relations_and_levels_of_a_graph_made_by_hand(limit):
+    """The diamond has levels 0 | 1 3 | 2 | 4 along the data and 4 | 2 3 | 1 | 0 against it."""
+    table = node_table(DIAMOND, distance_limit=limit)
+    dense = torch.full((5, 5), 2 * limit + 1)
+    for source, target, relation in zip(*table.pairs.tolist(), table.relation.tolist(), strict=True):
+        dense[target, source] = relation
+    assert torch.equal(table.dense, dense) and dense[1, 3] == dense[3, 1] == 2 * limit + 1
+    along, against = table.traversals
+    assert [level.nodes.tolist() for level in along] == [[0], [1, 3], [2], [4]]
+    assert [level.nodes.tolist() for level in against] == [[4], [2, 3], [1], [0]]
+    messages = {
+        (int(source), int(level.nodes[into]), int(steps))
+        for level in along for source, into, steps in zip(level.sources, level.into, level.steps, strict=True)
+    }  # fmt: skip
+    edges = {(0, 1, 1), (1, 2, 1), (0, 3, 1), (2, 4, 1), (3, 4, 1)}
+    assert messages == edges | ({(0, 2, 2), (0, 4, 2), (1, 4, 2)} if limit == 2 else set())
+    assert sum(len(level.sources) for level in against) == len(messages)
+
+
 def test_rows_tell_kind_shape_and_place():
     """One row per node, of order 1, with the kind as one-hot; equal layers at other depths differ, and so do widths."""
     table = node_table(DIAMOND, distance_limit=2)

@@ -1,4 +1,4 @@
-"""The decoder against slow obvious twins: loops for the Tucker form, singular value decompositions for the spectrum."""
+"""The core decoder against slow obvious twins: loops for the Tucker form, decompositions for the spectrum."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from generators.ghn.decoder import (
+from generators.ghn.core import (
     NEWTON_SCHULZ,
     OWN,
     SHARED,
@@ -17,6 +17,7 @@ from generators.ghn.decoder import (
     kernel_basis,
     read_table,
 )
+from generators.ghn.decoder import DecoderSettings
 from generators.ghn.plan import Group
 
 KERNELS = [(), (1, 1), (3, 3), (5, 5), (3,), (7, 7), (2, 2), (1, 3)]
@@ -34,10 +35,10 @@ def group(outputs, inputs, kernel=(), *, blocks=(0,), nodes=(0,), output=False) 
 
 
 def decoder(*, rank=6, cells=8, steps=0, gain_bound=1.0, classes=5, double=True) -> CoreDecoder:
-    made = CoreDecoder(
-        node_width=7, classes=classes, width=9, rank=rank, cells=cells, spectrum_steps=steps, gain_bound=gain_bound,
-        generator=rng(1),
-    )  # fmt: skip
+    settings = DecoderSettings(
+        node_width=7, classes=classes, width=9, rank=rank, cells=cells, spectrum_steps=steps, gain_bound=gain_bound
+    )
+    made = CoreDecoder(settings, generator=rng(1))
     return made.double() if double else made
 
 
@@ -74,7 +75,7 @@ def slow_basis(kernel: tuple[int, ...]) -> list[list[float]]:
 
 def slow_decode(net: CoreDecoder, target: Group, nodes: torch.Tensor) -> torch.Tensor:
     """`CoreDecoder.forward` number by number, without equalisation."""
-    rank, basis = net.rank, slow_basis(target.kernel)
+    rank, basis = net.settings.rank, slow_basis(target.kernel)
     found = torch.zeros(len(nodes), len(target.names), target.outputs, target.inputs, len(basis), dtype=torch.float64)
     for m in range(len(nodes)):
         for g, (block, index) in enumerate(zip(target.blocks, target.nodes.tolist(), strict=True)):
@@ -97,7 +98,7 @@ def slow_decode(net: CoreDecoder, target: Group, nodes: torch.Tensor) -> torch.T
                     for s, taken in enumerate(basis):
                         found[m, g, o, i, s] = (outer[..., None] * core * torch.tensor(taken).double()).sum()
             rms = found[m, g].square().mean().sqrt()
-            found[m, g] *= net.gain_bound ** torch.tanh(net.gain(node)) / rms
+            found[m, g] *= net.settings.gain_bound ** torch.tanh(net.gain(node)) / rms
     return found.reshape(*found.shape[:4], *target.kernel)
 
 
@@ -273,9 +274,7 @@ def test_start_is_that_of_the_generator():
     """Same bits from the same stream, and the core at the start has the spread it should."""
     one, two = decoder().state_dict(), decoder().state_dict()
     assert all(torch.equal(value, two[name]) for name, value in one.items())
-    wide = CoreDecoder(
-        node_width=64, classes=10, width=128, rank=16, cells=16, spectrum_steps=0, gain_bound=1.0, generator=rng(7)
-    )
+    wide = CoreDecoder(DecoderSettings(node_width=64, classes=10, spectrum_steps=0), generator=rng(7))
     core = wide.head(torch.nn.functional.gelu(wide.hidden(torch.randn(256, 64, generator=rng(8)))))
     own = (core - wide.head.bias).detach().std()
     assert abs(own / OWN - 1) < 0.1, "hyperfan: the part of a node has the spread OWN"

@@ -1,4 +1,4 @@
-"""The encoder: message passing along the signed distances, whatever the order of the nodes."""
+"""The sparse encoder: message passing along the signed distances, whatever the order of the nodes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from generators.ghn.encoder import Encoder
 from generators.ghn.features import FEATURES, NodeTable
+from generators.ghn.sparse import SparseEncoder
 
 
 def table(nodes: int, limit: int, seed: int = 0) -> NodeTable:
@@ -24,13 +24,13 @@ def table(nodes: int, limit: int, seed: int = 0) -> NodeTable:
                 pairs.append((source, target))
                 relation.append(steps if steps >= 0 else limit - steps)
     features = torch.randn(nodes, FEATURES, generator=generator)
-    return NodeTable(features, torch.tensor(pairs).T, torch.tensor(relation))
+    return NodeTable(features, torch.tensor(pairs).T, torch.tensor(relation), limit)
 
 
-def encoder(layers: int = 2, limit: int = 3) -> Encoder:
+def encoder(layers: int = 2, limit: int = 3) -> SparseEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)
-        return Encoder(16, layers=layers, heads=2, distance_limit=limit)
+        return SparseEncoder(16, layers=layers, heads=2, distance_limit=limit)
 
 
 def test_order_of_nodes_and_pairs_does_not_matter():
@@ -39,7 +39,7 @@ def test_order_of_nodes_and_pairs_does_not_matter():
     order = torch.randperm(9, generator=torch.Generator().manual_seed(2))
     shuffled = torch.randperm(one.pairs.shape[1], generator=torch.Generator().manual_seed(3))
     place = torch.argsort(order)  # node i of `one` is node place[i] of `other`
-    other = NodeTable(one.features[order], place[one.pairs][:, shuffled], one.relation[shuffled])
+    other = NodeTable(one.features[order], place[one.pairs][:, shuffled], one.relation[shuffled], 3)
     torch.testing.assert_close(net(other), net(one)[order], rtol=1e-4, atol=1e-5)
 
 
@@ -55,7 +55,7 @@ def test_messages_travel_one_relation_per_layer(layers):
     limit, nodes = 2, 12
     one, net = table(nodes, limit), encoder(layers, limit)
     features = one.features.requires_grad_()
-    (gradient,) = torch.autograd.grad(net(NodeTable(features, one.pairs, one.relation))[0, 0], features)
+    (gradient,) = torch.autograd.grad(net(NodeTable(features, one.pairs, one.relation, limit))[0, 0], features)
     reached = (gradient.abs().sum(1) > 0).nonzero().flatten().tolist()
     assert reached == list(range(min(layers * limit + 1, nodes)))
 
@@ -68,7 +68,7 @@ def test_direction_and_distance_matter():
     turned[(one.relation > 0) & (one.relation <= 3)] += 3
     further = torch.where(one.relation == 1, 2, one.relation)
     for relation in (turned, further):
-        assert (net(one) - net(NodeTable(one.features, one.pairs, relation))).abs().max() > 1e-3
+        assert (net(one) - net(NodeTable(one.features, one.pairs, relation, 3))).abs().max() > 1e-3
 
 
 def test_one_layer_against_loops():
@@ -99,6 +99,6 @@ def test_one_layer_against_loops():
 
 def test_importing_it_warns_of_nothing():
     """Users do not see what torch-geometric's import raises in newer versions of torch."""
-    command = [sys.executable, "-W", "error::FutureWarning", "-c", "import generators.ghn.encoder"]
+    command = [sys.executable, "-W", "error::FutureWarning", "-c", "import generators.ghn.sparse"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr
