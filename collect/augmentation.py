@@ -100,5 +100,6 @@ class Batches:
             batch = self.windows[chosen, y, x]  # [B, K, C, H, W]
             if self.kind.mirror:
                 batch = torch.where(mirrored[part, :, None, None, None], batch.flip(4), batch)
-            batch = batch.permute(0, 3, 4, 1, 2).contiguous()  # [B, H, W, K, C]
+            # [B, H, W, K, C]; contiguous() would keep odd strides of axes of length 1, which choose other kernels
+            batch = batch.permute(0, 3, 4, 1, 2).clone(memory_format=torch.contiguous_format)
             yield batch.permute(3, 0, 4, 1, 2), self.labels[chosen].T
