@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ def cluster() -> Iterator[Any]:
 
     # Not pytest's folder: the names of sockets in it would be too long.
     folder = tempfile.mkdtemp(prefix="ray")
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)  # Cluster leaves its address there, whatever temp_dir says
     head = NODE | {"include_dashboard": False, "temp_dir": folder}
     made = Cluster(initialize_head=True, head_node_args=head)
     made.add_node(**NODE)
