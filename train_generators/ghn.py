@@ -321,8 +321,8 @@ def _resume(path: Path, fingerprint: str, held: dict[str, Any]) -> tuple[int, li
 
 
 def main(
-    out: Path, zoo: Path | None = None, config: GHNTrainingConfig = GHNTrainingConfig(), *, track: Track = "none",
-    project: str = "powerhouse",
+    out: Path, zoo: Path | None = None, config: GHNTrainingConfig = GHNTrainingConfig(), *, encoder: str | None = None,
+    decoder: str | None = None, track: Track = "none", project: str = "powerhouse",
 ) -> None:  # fmt: skip
     """Train a graph hypernetwork on the loss of the networks that it generates, and save it.
 
@@ -333,6 +333,9 @@ def main(
             `python -m generators init --with OUT`.
         zoo: Folder of a zoo whose architectures to train on, if --architectures names none.
         config: How the GHN is trained.
+        encoder: sparse, transformer (GHN-3) or gated (GHN-2), in place of --ghn.encoder.
+        decoder: core, coordinate, block (GHN-2 and GHN-3) or fan-in-block (the same, spread free), in place of
+            --ghn.decoder.
         track: Also log to Weights & Biases; set WANDB_MODE=offline to do so without an account.
         project: The wandb project.
     """
@@ -340,6 +343,8 @@ def main(
     from rich.table import Table
 
     torch.set_num_threads(1)
+    chosen = {key: name for key, name in (("encoder", encoder), ("decoder", decoder)) if name is not None}
+    config = dataclasses.replace(config, ghn=dataclasses.replace(config.ghn, **chosen))
     ghn = fit(config, out, zoo=zoo, track=track, project=project)
     table = Table(
         "architecture", "test accuracy before training", "disagreement of members", title=f"{ghn.name}: {out}"
@@ -354,8 +359,8 @@ def main(
 
 
 def main_noise(
-    out: Path, zoo: Path | None = None, config: GHNTrainingConfig = NOISE, *, track: Track = "none",
-    project: str = "powerhouse",
+    out: Path, zoo: Path | None = None, config: GHNTrainingConfig = NOISE, *, encoder: str | None = None,
+    decoder: str | None = None, track: Track = "none", project: str = "powerhouse",
 ) -> None:  # fmt: skip
     """Train a graph hypernetwork whose members differ (noise codes, anchors, two draws per step), and save it.
 
@@ -365,7 +370,10 @@ def main_noise(
         out: Folder of the checkpoint. Given again after a kill, the training goes on.
         zoo: Folder of a zoo whose architectures to train on, if --architectures names none.
         config: How the GHN is trained.
+        encoder: sparse, transformer (GHN-3) or gated (GHN-2), in place of --ghn.encoder.
+        decoder: core, coordinate, block (GHN-2 and GHN-3) or fan-in-block (the same, spread free), in place of
+            --ghn.decoder.
         track: Also log to Weights & Biases; set WANDB_MODE=offline to do so without an account.
         project: The wandb project.
     """
-    main(out, zoo, config, track=track, project=project)
+    main(out, zoo, config, encoder=encoder, decoder=decoder, track=track, project=project)

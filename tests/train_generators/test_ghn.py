@@ -15,10 +15,12 @@ from collect.architectures import build
 from collect.population import train
 from collect.recipe import Recipe
 from generators.checkpoint import load
+from generators.commandline import run
 from generators.errors import ConfigError, PowerhouseError
 from generators.ghn.ghn import GHN, GHNConfig
 from generators.pointwise import HE
 from generators.seeds import stream
+from train_generators import cli
 from train_generators import ghn as module
 from train_generators.ghn import GHNTrainingConfig, fit, train_step
 from train_generators.judging import zero_shot
@@ -294,3 +296,36 @@ def test_a_zoo_of_other_data_is_told(images, tmp_path, caplog):
             quiet=True,
         )
         assert ("is --data right?" in caplog.text) == (name != "digits")
+
+
+@pytest.mark.parametrize("command", ["ghn", "noise-ghn"])
+def test_back_ends_are_chosen_by_a_flag(command, monkeypatch, tmp_path):
+    """--encoder and --decoder reach the GHN that is trained and change nothing else; wrong ones end with code 2."""
+    seen = []
+
+    def stop(config, *_, **__):
+        seen.append(config)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(module, "fit", stop)
+    base = [command, "--architectures", "mlp-1-w16", "--out", str(tmp_path / "out")]
+    chosen = (["--encoder", "gated"], ["--decoder", "block"], ["--encoder", "transformer", "--decoder", "coordinate"])
+    for flags in ([], *chosen):
+        assert run(lambda flags=flags: cli.main([*base, *flags])) == 2
+    plain = seen[0].ghn
+    assert [config.ghn for config in seen] == [
+        plain,
+        replace(plain, encoder="gated"),
+        replace(plain, decoder="block"),
+        replace(plain, encoder="transformer", decoder="coordinate"),
+    ]
+    assert run(lambda: cli.main([*base, "--decoder", "blok"])) == 2 and len(seen) == 4
+
+
+@pytest.mark.parametrize("encoder, decoder", [("gated", "block"), ("transformer", "coordinate")])
+def test_other_back_ends_are_trained_and_saved(images, tmp_path, encoder, decoder):
+    """Two steps of each, to a checkpoint that says what it is made of."""
+    shape = replace(SHAPE, encoder=encoder, decoder=decoder, block=8, block_kernel=3)
+    fit(replace(QUICK, steps=2, ghn=shape), tmp_path / "out", images=images, quiet=True)
+    config = load(tmp_path / "out").config
+    assert (config.encoder, config.decoder) == (encoder, decoder)
