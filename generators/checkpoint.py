@@ -27,12 +27,17 @@ import safetensors.torch
 import torch
 
 from generators.errors import CheckpointError, ConfigError
+from generators.initialiser import Request
+from generators.inventory import MATRIX_ROLES, inventory
+from generators.statistics import noise_stable_rank, stable_rank
 
 if TYPE_CHECKING:
     from generators.generator import Generator
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
+LEAST_STABLE_RANK = 3.0  # of a generated matrix: below, one direction has taken over
+NOISE_REACHES = 4.0  # only matrices of shapes for which white noise has so much are judged
 
 
 def _canonical(values: dict[str, Any]) -> bytes:
@@ -118,6 +123,27 @@ def _card_for_people(generator: Generator) -> str:
     return "\n".join(lines)
 
 
+def check_spectrum(generator: Generator) -> None:
+    """Raise `CheckpointError` if a matrix of member 0 of a probe model has a stable rank under `LEAST_STABLE_RANK`.
+
+    A collapsed spectrum does not show in the spread: each neuron of a layer then says nearly the same.
+    """
+    for probe, (model, example) in generator.probes().items():
+        found = inventory(model)
+        proposal = generator.propose(model, Request(found, example_inputs=example))
+        for info in found:
+            if info.role not in MATRIX_ROLES or info.name not in proposal.sources:
+                continue
+            for matrix in proposal.values[info.name].flatten(1).chunk(info.blocks):
+                figure = stable_rank(matrix)
+                if noise_stable_rank(*matrix.shape) >= NOISE_REACHES and not figure >= LEAST_STABLE_RANK:
+                    raise CheckpointError(
+                        f"{generator.name}: {info.name} {info.shape} that it makes for the probe model {probe!r} has "
+                        f"stable rank {figure:.2f}, under {LEAST_STABLE_RANK:g}; collapsed generators are not saved: "
+                        "train it with a higher anchor, rank or spectrum_steps"
+                    )
+
+
 def save(generator: Generator, folder: str | os.PathLike[str]) -> Path:
     """Write a checkpoint. A new folder appears complete or not at all; in an existing one config.json comes last.
 
@@ -129,7 +155,8 @@ def save(generator: Generator, folder: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
-        CheckpointError: the folder holds files of these names that are no checkpoint's, or the weights are not finite.
+        CheckpointError: the folder holds files of these names that are no checkpoint's, the weights are not finite, or
+            what the generator makes of its probe models has a collapsed spectrum (`check_spectrum`).
         ConfigError: card or config hold something that JSON cannot.
     """
     folder = Path(folder).expanduser()
@@ -141,6 +168,7 @@ def save(generator: Generator, folder: str | os.PathLike[str]) -> Path:
     for name, value in generator.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{generator.name}: {name} holds NaN or infinity; a broken generator is not saved")
+    check_spectrum(generator)
     description = dict(
         format=FORMAT, kind=generator.kind_name, name=generator.name, config=dataclasses.asdict(generator.config),
         card=generator.card,

@@ -135,8 +135,8 @@ class Generator(nn.Module, ABC):
         stack.values = {name: torch.stack([each.values[name] for each in every]) for name in stack.values}
         return stack
 
-    def probes(self) -> dict[str, nn.Module]:
-        """Models for which the generator must make weights of a sound spectrum to be saved; see `checkpoint.save`."""
+    def probes(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        """Models, with an input each, whose matrices must have a sound spectrum for the generator to be saved."""
         return {}
 
 

@@ -7,6 +7,7 @@ All figures are taken on the matrix view `[O, I * k]` of a weight, O output rows
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,6 +35,23 @@ def spreads(values: Tensor) -> Tensor:
     if not (variances * count > CANCELLED * squares).all():  # nearly constant, or beyond the range of float32
         return rows.std(dim=1)
     return variances.sqrt()
+
+
+def stable_rank(matrix: Tensor) -> float:
+    """||W||_F^2 / ||W||_2^2 of `[O, K]`, in float64; 0 for a matrix of zeros, NaN for one that is not finite."""
+    if not is_finite(matrix):
+        return float("nan")
+    values = matrix.detach().double()
+    largest = torch.linalg.matrix_norm(values, 2).item()
+    return (torch.linalg.matrix_norm(values).item() / largest) ** 2 if largest else 0.0
+
+
+def noise_stable_rank(rows: int, columns: int) -> float:
+    """About the stable rank of white noise `[rows, columns]`.
+
+    Its largest singular value is sqrt(rows) + sqrt(columns) for large matrices (Marchenko and Pastur 1967).
+    """
+    return rows * columns / (math.sqrt(rows) + math.sqrt(columns)) ** 2
 
 
 @dataclass(frozen=True)

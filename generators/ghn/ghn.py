@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +26,8 @@ from generators.generator import Generator
 from generators.ghn.decoder import DECODERS, DecoderSettings, make_decoder
 from generators.ghn.encoder import ENCODERS, make_encoder
 from generators.ghn.plan import DecodePlan, decode_plan
-from generators.graph import trace
+from generators.ghn.probes import probes
+from generators.graph import Graph, trace
 from generators.initialiser import Kind, Proposal, Request
 from generators.inventory import inventory
 from generators.pointwise import HE
@@ -33,6 +35,7 @@ from generators.seeds import stream
 
 MEMBERS_AT_ONCE = 8  # members are decoded together in blocks of at most so many ...
 NUMBERS_AT_ONCE = 2**22  # ... and so many weights, above which a block costs as much as its members one by one
+NUMBERS_IN_CACHE = 2**16  # noise is drawn and mixed in pieces of so many numbers; a multiple of 16
 FAR_WIDER = 2.0  # a layer this many times wider than any in training is worth a note
 PLANS_KEPT = 64
 
@@ -53,7 +56,8 @@ class GHNConfig:
         spectrum_steps: how strongly the core decoder equalises the spectrum of a matrix (0: not at all).
         gain_bound: spread of a layer is He's times at most this factor, at least its inverse.
         anchor: share of white noise in every weight, as a standard deviation in [0, 1).
-        code: length of the noise code per node, 0 for a deterministic GHN.
+        code: length of the noise code, 0 for a deterministic GHN.
+        code_per: each node of a network has a code of its own, or all nodes share one of the network.
         widest: largest channel count seen in training, 0 if not known.
         seed: seed of the start values.
         encoder: what passes messages over the graph, a name in `generators.ghn.encoder.ENCODERS`.
@@ -73,6 +77,7 @@ class GHNConfig:
     gain_bound: float = 1.0
     anchor: float = 0.0
     code: int = 0
+    code_per: str = "node"
     widest: int = 0
     seed: int = 0
     encoder: str = "sparse"
@@ -94,6 +99,8 @@ class GHNConfig:
             raise ConfigError(f"tables of {self.cells} cells cannot carry rank {self.rank}; raise cells or lower rank")
         if min(self.layers, self.spectrum_steps, self.code, self.widest) < 0:
             raise ConfigError(f"layers, spectrum_steps, code and widest must not be negative, got {self}")
+        if self.code_per not in ("node", "network"):
+            raise ConfigError(f"code_per must be 'node' or 'network', got {self.code_per!r}")
         if self.gain_bound < 1:
             raise ConfigError(f"gain_bound is a factor of at least 1, got {self.gain_bound}")
 
@@ -129,13 +136,23 @@ class GHN(Generator):
     def kind_name(self) -> str:
         return "noise-ghn" if self.config.anchor > 0 or self.config.code > 0 else "ghn"
 
-    def plan(self, model: nn.Module, example_inputs: object = None) -> DecodePlan:
-        """The decode plan of `model`, cached by the signature of its graph.
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def plan(self, model: nn.Module, example_inputs: object = None, *, graph: Graph | None = None) -> DecodePlan:
+        """The decode plan of `model` on the device of the GHN, cached by the signature of its graph.
+
+        Args:
+            model: the architecture.
+            example_inputs: inputs for the tracer.
+            graph: of the model, if it has been traced already.
 
         Raises:
             TraceError: the graph of the model cannot be traced.
         """
-        graph = trace(model, example_inputs)
+        graph = graph or trace(model, example_inputs)
         key = graph.signature + str([(info.name, info.shape, info.tied_to) for info in inventory(model)])
         if key not in self._plans:
             while len(self._plans) >= PLANS_KEPT:
@@ -143,7 +160,23 @@ class GHN(Generator):
             self._plans[key] = decode_plan(
                 graph, inventory(model, graph), classes=self.config.classes, distance_limit=self.config.distance_limit
             )
+        if self._plans[key].table.features.device != self.device:
+            self._plans[key] = self._plans[key].to(self.device)
         return self._plans[key]
+
+    def code_nodes(self, plan: DecodePlan) -> int:
+        """How many codes a network has: one per node, or one in all."""
+        return len(plan.table.features) if self.config.code_per == "node" else 1
+
+    def codes(
+        self, model: nn.Module, n: int, *, seed: int = 0, first: int = 0, example_inputs: object = None
+    ) -> Tensor:
+        """The noise codes of members `first` to `first + n - 1`: `[n, nodes, code]`, N(0, I), for `sample(codes=)`.
+
+        With `code_per="network"`, the axis of the nodes has size 1.
+        """
+        nodes = self.code_nodes(self.plan(model, example_inputs))
+        return torch.stack([self.code(seed, member, nodes) for member in range(first, first + n)])
 
     def predict(
         self, plan: DecodePlan, codes: Tensor, noise: Noise, *, anchor: float | None = None
@@ -152,7 +185,7 @@ class GHN(Generator):
 
         Args:
             plan: of the architecture with N nodes.
-            codes: `[M, N, code]`, the noise codes.
+            codes: `[M, N, code]`, the noise codes, or `[M, 1, code]` for codes per network.
             noise: gives `eps`; not called if `anchor` is 0.
             anchor: instead of the configured one; training raises it slowly.
 
@@ -160,8 +193,7 @@ class GHN(Generator):
             Parameter name to `[M, *shape]`.
         """
         hidden = self.encoder(plan.table)
-        vectors = torch.cat([hidden.expand(len(codes), -1, -1), codes], dim=-1)
-        return self.decode(plan, vectors, noise, anchor=anchor)
+        return self.decode(plan, _with_codes(hidden, codes), noise, anchor=anchor)
 
     def decode(
         self, plan: DecodePlan, vectors: Tensor, noise: Noise, *, anchor: float | None = None
@@ -183,53 +215,157 @@ class GHN(Generator):
         }
 
     def propose(self, model: nn.Module, request: Request) -> Proposal:
-        return self.propose_members(model, request, range(request.member, request.member + 1))[0]
+        proposal = self.propose_stack(model, request, range(request.member, request.member + 1))
+        proposal.values = {name: value[0] for name, value in proposal.values.items()}
+        return proposal
+
+    def probes(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        return probes(self.config.classes)
 
     @torch.no_grad()
-    def propose_members(self, model: nn.Module, request: Request, members: range) -> list[Proposal]:
-        """One proposal per member: one pass over the graph, then one decode per block of members.
+    def propose_stack(self, model: nn.Module, request: Request, members: range) -> Proposal:
+        """One pass over the graph and one decode of all members, in blocks that fit into the cache.
 
         With blocks of B, member m is always row m % B of block m // B, whoever else is asked for: equal bits.
+
+        Raises:
+            ConfigError: the codes of the request do not fit.
         """
-        plan = self.plan(model, request.example_inputs)
+        plan = self.plan(model, request.example_inputs, graph=request.graph)
         hidden = self.encoder(plan.table)
+        if request.codes is not None:
+            self._check_codes(request.codes, (len(members), self.code_nodes(plan), self.config.code))
+        weights: dict[str, Tensor] = {}
+        for group in plan.groups:
+            for name in group.names:
+                weights.setdefault(name, _storage((len(members), *plan.found[name].shape), like=hidden))
         alike = self.kind_name == "ghn"  # the decode of member 0 does for all
         size = 1 if alike else max(1, min(MEMBERS_AT_ONCE, NUMBERS_AT_ONCE // max(plan.numel, 1)))
-        proposals: list[Proposal] = []
-        block, decoded = range(0), {}
-        for member in members:
-            stands_for = 0 if alike else member
-            if stands_for not in block:
-                start = stands_for - stands_for % size
-                block = range(start, start + size)
-                codes = torch.stack([self.code(request.seed, other, len(hidden)) for other in block])
-                vectors = torch.cat([hidden.expand(len(codes), -1, -1), codes], dim=-1)
-                decoded = self.decode(plan, vectors, _member_noise(request.seed, block))
-            own = {name: value[block.index(stands_for)] for name, value in decoded.items()}
-            proposals.append(self._proposal(plan, request, member, own))
-        return proposals
+        decoded = range(1) if alike else members
+        for start in range(decoded.start - decoded.start % size, decoded.stop, size):
+            block = range(start, start + size)
+            codes = torch.stack([self._code_of(member, members, request, plan) for member in block])
+            rows = {block.index(member): decoded.index(member) for member in block if member in decoded}
+            noise = [(request.seed, member) for member in block]
+            self._write(plan, _with_codes(hidden, codes), rows, noise, weights)
+        if alike:
+            for value in weights.values():
+                value[1:] = value[0]
+        return self._proposal(plan, request, members, weights)
+
+    def _code_of(self, member: int, members: range, request: Request, plan: DecodePlan) -> Tensor:
+        if request.codes is not None and member in members:
+            return request.codes[members.index(member)]
+        return self.code(request.seed, member, self.code_nodes(plan))
+
+    def _check_codes(self, codes: Tensor, wanted: tuple[int, ...]) -> None:
+        if not self.config.code:
+            raise ConfigError(f"{self.name} was made without noise codes (code=0)")
+        if tuple(codes.shape) != wanted:
+            raise ConfigError(
+                f"the codes of {wanted[0]} members of this model have shape {wanted} (members, nodes, code), "
+                f"got {tuple(codes.shape)}"
+            )
+
+    def _write(
+        self, plan: DecodePlan, vectors: Tensor, rows: dict[int, int], noise: list[tuple[int, int]],
+        weights: dict[str, Tensor],
+    ) -> None:  # fmt: skip
+        """What `decode` gives, bit for bit, written where it belongs: matrix after matrix, without temporaries.
+
+        Args:
+            plan: of the architecture.
+            vectors: `[B, N, hidden + code]` of a block of members.
+            rows: member of the block -> member of `weights` that it is.
+            noise: seed and index of each member of the block.
+            weights: name to `[M, *shape]`.
+        """
+        anchor, scale = self.config.anchor, math.sqrt(1 - self.config.anchor**2)
+        for group in plan.groups:
+            node = self.decoder.targets(group, vectors)
+            left, right = self.decoder.factors(group, node)
+            spread = self.decoder.spread(group, node)
+            if left is not None:
+                left = left.expand(*right.shape[:2], *left.shape[-2:])
+            for index, (name, block) in enumerate(zip(group.names, group.blocks, strict=True)):
+                for row, member in rows.items():
+                    matrix = weights[name][member].unflatten(0, (-1, group.outputs))[block].flatten(1)
+                    if left is None:
+                        torch.mul(right[row, index], spread[row, index], out=matrix)
+                    else:
+                        torch.mm(left[row, index], right[row, index], out=matrix).mul_(spread[row, index])
+                    if anchor:
+                        seed, number = noise[row]
+                        draws = stream(seed, "ghn-noise", number, f"{name}[{block}]")
+                        for piece in _pieces(matrix.view(-1)):
+                            eps = torch.randn(len(piece), generator=draws, device="cpu", dtype=torch.float32)
+                            piece.mul_(scale).add_(eps.to(piece).mul_(anchor)).mul_(group.target_std)
+                    else:
+                        matrix.mul_(group.target_std)
 
     def code(self, seed: int, member: int, nodes: int) -> Tensor:
         """The noise code `[nodes, code]` of one member: N(0, I), reproducible from (seed, member)."""
-        return torch.randn(nodes, self.config.code, generator=stream(seed, "ghn-code", member))
+        return torch.randn(
+            nodes, self.config.code, generator=stream(seed, "ghn-code", member), device="cpu", dtype=torch.float32
+        )
 
-    def _proposal(self, plan: DecodePlan, request: Request, member: int, decoded: dict[str, Tensor]) -> Proposal:
+    def _proposal(self, plan: DecodePlan, request: Request, members: range, weights: dict[str, Tensor]) -> Proposal:
         proposal = Proposal()
-        own = Request(request.inventory, seed=request.seed, member=member)
         for info in plan.found:
-            if info.name in decoded:
-                proposal.values[info.name] = decoded[info.name].contiguous()
+            if info.name in weights:
+                proposal.values[info.name] = weights[info.name]
                 proposal.sources[info.name] = self.name
             elif info.tied_to:
                 proposal.kept[info.name] = f"tied to {info.tied_to}"
             else:
-                HE.fill(proposal, info, own, because=plan.left_out.get(info.name, "not in the plan"))
+                HE.fill_stack(proposal, info, request, members, because=plan.left_out.get(info.name, "not in the plan"))
         widest = max((group.outputs for group in plan.groups), default=0)
         if self.config.widest and widest > FAR_WIDER * self.config.widest:
             proposal.notes.append(
                 f"{self.name} was trained on layers of up to {self.config.widest} channels; this model has {widest}"
             )
         return proposal
+
+
+def interpolate_codes(first: Tensor, second: Tensor, shares: Sequence[float] | Tensor) -> Tensor:
+    """Codes on the way from one member to another along the great circle: all of them are as likely as the ends.
+
+    Between codes from N(0, I) the straight way leads through codes that are too short. Ends in one direction, between
+    which there is no circle, are joined by a straight line.
+
+    Args:
+        first, second: `[nodes, code]`, see `GHN.codes`.
+        shares: S numbers, 0 for the first code, 1 for the second.
+
+    Returns:
+        `[S, nodes, code]`, for `sample(codes=)`.
+    """
+    share = torch.as_tensor(shares, dtype=first.dtype, device=first.device)[:, None, None]
+    cosine = nn.functional.cosine_similarity(first.flatten(), second.flatten(), dim=0)
+    angle = torch.acos(cosine.double().clamp(-1, 1)).to(first)
+    if torch.sin(angle) < 1e-4:
+        return torch.lerp(first, second, share)
+    return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
+
+
+def _with_codes(hidden: Tensor, codes: Tensor) -> Tensor:
+    """`[M, N, hidden + code]` from embeddings `[N, hidden]` and codes `[M, N or 1, code]`."""
+    return torch.cat(
+        [hidden.expand(len(codes), -1, -1), codes.to(hidden).expand(-1, len(hidden), -1)], dim=-1
+    )  # fmt: skip
+
+
+def _storage(shape: tuple[int, ...], *, like: Tensor) -> Tensor:
+    """Memory for weights: large arrays of numpy lie on huge pages, which are there in a quarter of the time."""
+    if like.device.type == "cpu" and like.dtype == torch.float32:
+        return torch.from_numpy(np.empty(shape, dtype=np.float32))
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+def _pieces(values: Tensor) -> list[Tensor]:
+    """`[n]` in pieces such that draws piece by piece are those of the whole: torch draws normal numbers in sixteens."""
+    starts = range(0, max(len(values) - 15, 1), NUMBERS_IN_CACHE)
+    return [values[start:end] for start, end in zip(starts, [*starts[1:], len(values)], strict=True)]
 
 
 def _member_noise(seed: int, members: range) -> Noise:

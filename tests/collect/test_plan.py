@@ -89,7 +89,7 @@ def test_cost_is_that_of_all_networks_of_the_task() -> None:
 
 def test_a_refitted_checkpoint_at_the_same_place_makes_other_networks(tmp_path: Path) -> None:
     """Resume takes what is valid: without the digest it would take networks of the former checkpoint."""
-    small = {"hidden": 16, "heads": 2, "layers": 1, "rank": 4, "cells": 4, "width": 8}
+    small = {"hidden": 16, "heads": 2, "layers": 1, "rank": 8, "cells": 8, "width": 8}
     place = tmp_path / "ghn"
     plans = []
     for seed in (0, 1):

@@ -16,7 +16,7 @@ from train_generators.demo import FAMILIES, UNSEEN, ZOO, DemoConfig, demo, famil
 from train_generators.ghn import GHNTrainingConfig
 from train_generators.vae import VAEConfig
 
-SMALL = {"hidden": 16, "heads": 2, "layers": 1, "rank": 4, "cells": 4, "width": 8}
+SMALL = {"hidden": 16, "heads": 2, "layers": 1, "rank": 8, "cells": 8, "width": 8}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from generators.errors import ConfigError
 from generators.ghn.ghn import GHN, GHNConfig
 from train_generators.publish import publish
 
-SMALL = GHNConfig(hidden=16, heads=2, layers=1, rank=4, cells=4, width=8)
+SMALL = GHNConfig(hidden=16, heads=2, layers=1, rank=8, cells=8, width=8)
 
 
 def test_a_published_generator_is_listed_and_loads_with_the_same_weights(tmp_path: Path) -> None:

@@ -372,5 +372,5 @@ def test_request_decides_the_member():
     """`propose` is the proposal of the member that the request names."""
     ghn, model = GHN(NOISY), network()
     request = Request(inventory(model), seed=2, member=6)
-    one, many = ghn.propose(model, request), ghn.propose_members(model, request, range(4, 8))
-    assert equal(one.values, many[2].values) and one.sources == many[2].sources
+    one, many = ghn.propose(model, request), ghn.propose_stack(model, request, range(4, 8))
+    assert equal(one.values, {name: value[2] for name, value in many.values.items()}) and one.sources == many.sources
