@@ -1,0 +1,297 @@
+"""How fast, how lean and how good is a graph hypernetwork? Every figure beside GHN-3's, if a clone of it is given.
+
+Per model a process of its own for each side, one after the other: graph, then graph + prediction + weights in the
+model, in CPU seconds of one thread, medians of rounds; the rise of the peak memory over weights + GHN; distinct values,
+numeric and stable rank of what was written. Both sides are in their smallest published shape, with random weights, for
+1,000 classes. Ours is the deterministic GHN, as the other is; `noise_total_s` is ours with codes and white noise.
+
+    python benchmarks/ghn.py --json ghn.json [--quick] [--peer DIR]
+
+DIR is a clone of https://github.com/SamsungSAILMontreal/ghn3; that code needs ppuda, transformers and what they need.
+Prints a table and writes its figures as flat JSON with machine, versions and commit. Memory is read from /proc (Linux).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
+
+import torch  # noqa: E402
+import torchvision  # noqa: E402
+import tyro  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from torch import nn  # noqa: E402
+
+from collect.architectures import build  # noqa: E402
+from collect.data import ImageSet, load  # noqa: E402
+from collect.durable import durable  # noqa: E402
+from collect.provenance import provenance  # noqa: E402
+from generators import init, trace  # noqa: E402
+from generators.commandline import run  # noqa: E402
+from generators.ghn.ghn import GHN, GHNConfig  # noqa: E402
+from generators.initialiser import Proposal, Request  # noqa: E402
+from generators.inventory import inventory  # noqa: E402
+from generators.pointwise import HE  # noqa: E402
+from generators.seeds import stream  # noqa: E402
+from generators.statistics import measure  # noqa: E402
+from train_generators.subject import ImageStream, Subject  # noqa: E402
+
+MODELS = ("resnet18", "resnet50", "vit_b_16", "efficientnet_b0", "efficientnet_b7", "convnext_tiny", "densenet201",
+          "efficientnet_v2_l")  # fmt: skip
+CLASSES = 1000
+OURS = GHNConfig(classes=CLASSES)
+NOISE = replace(OURS, anchor=0.6, code=8)
+HUNDRED, SMALL_NETWORK = 100, "resnet-20-w16"
+META_BATCH = (
+    "resnet-20-w16", "resnet-14-w16", "resnet-32-w8", "resnet-26-w12", "vgg-6-w16", "vgg-4-w32", "mobilenet-5-w16",
+    "vit-4-w48",
+)  # fmt: skip
+BATCH = 64
+PEER_SHAPE: dict[str, Any] = dict(
+    max_shape=(64, 64, 16, 16), num_classes=CLASSES, hid=64, heads=8, layers=3, weight_norm=True, ve=True,
+    layernorm=True,
+)  # fmt: skip  # GHN-3-T
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is run."""
+
+    models: tuple[str, ...] = MODELS
+    rounds: int = 3
+    measured: int = 12  # tensors per model whose singular values are taken: the largest and evenly spread others
+    meta_batch: tuple[str, ...] = META_BATCH
+
+
+QUICK = Size(models=("resnet18", "efficientnet_b0"), rounds=2, measured=4, meta_batch=META_BATCH[:2])
+
+
+# ---- one side, in a process of its own ---------------------------------------------------------------------------
+
+
+def ours(config: GHNConfig) -> tuple[nn.Module, Callable[[nn.Module], object], Callable[[nn.Module], object]]:
+    """Our GHN, how a graph is made, and how a model is filled."""
+    ghn = GHN(config).eval()
+    return ghn, trace, lambda model: init(model, ghn)
+
+
+def peer(folder: Path) -> tuple[nn.Module, Callable[[nn.Module], object], Callable[[nn.Module], object]]:
+    """The same of GHN-3 in `folder`."""
+    sys.path.insert(0, str(folder))
+    with contextlib.redirect_stdout(sys.stderr):
+        from ghn3.graph import Graph
+        from ghn3.nn import GHN3
+    ghn = GHN3(**PEER_SHAPE).eval()
+
+    def graph(model: nn.Module) -> object:
+        return Graph(model, ve_cutoff=50)
+
+    def fill(model: nn.Module) -> object:
+        with torch.no_grad():
+            return ghn(model, graph(model))
+
+    return ghn, graph, fill
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU time of this process for `work`."""
+    gc.collect()
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def memory(field: str) -> int:
+    """Bytes of this process as Linux counts them: `VmRSS` now, `VmHWM` at the most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def one_side(model_name: str, rounds: int, measured: int, folder: str) -> dict[str, float]:
+    """The figures of one side for one model; `folder` is that of the peer, or names our configuration."""
+    torch.set_num_threads(1)
+    ghn, graph, fill = (
+        ours({"ours": OURS, "noise": NOISE}[folder]) if folder in ("ours", "noise") else peer(Path(folder))
+    )
+    fill(torchvision.models.get_model("squeezenet1_1", weights=None))  # imports, caches of the library
+    model = torchvision.models.get_model(model_name, weights=None)
+    size = sum(value.nbytes for each in (ghn, model) for value in each.parameters())
+    gc.collect()
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    totals = [cpu_seconds(lambda: fill(model))]
+    figures = {"peak_extra_ratio": (memory("VmHWM") - before) / size}
+    graphs = []
+    for _ in range(rounds):
+        graphs.append(cpu_seconds(lambda: graph(model)))
+        totals.append(cpu_seconds(lambda: fill(model)))
+    figures |= {"graph_s": statistics.median(graphs), "total_s": statistics.median(totals[1:])}
+    return figures | (worth(model, measured) if measured else {})
+
+
+def worth(model: nn.Module, count: int) -> dict[str, float]:
+    """Medians over `count` of the matrices in `model`, and the share of distinct values in all of these together."""
+    found, values = inventory(model), dict(model.named_parameters())
+    wide = [info for info in found if len(info.shape) > 1 and min(info.shape[0], info.numel // info.shape[0]) >= 8]
+    wide.sort(key=lambda info: -info.numel)
+    chosen = wide[:: max(1, len(wide) // count)][:count]
+    proposal = Proposal()
+    rows = []
+    for info in chosen:
+        HE.fill(proposal, info, Request(found))
+        rows.append((measure(values[info.name]), measure(proposal.values[info.name]), info.numel))
+    distinct = sum(own.distinct_share * numel for own, _, numel in rows) / sum(numel for _, _, numel in rows)
+    return {
+        "distinct_share": distinct,
+        "rank_share": statistics.median(own.numeric_rank / he.numeric_rank for own, he, _ in rows),
+        "stable_rank_share": statistics.median(own.stable_rank / he.stable_rank for own, he, _ in rows),
+    }
+
+
+def in_process(model_name: str, rounds: int, measured: int, folder: str) -> dict[str, float]:
+    """`one_side` in a fresh interpreter."""
+    command = [sys.executable, __file__, "one-side", model_name, str(rounds), str(measured), folder]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise RuntimeError(f"{model_name}, {folder}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- all figures -------------------------------------------------------------------------------------------------
+
+
+def hundred_members(rounds: int) -> dict[str, float]:
+    """CPU seconds of one member of a small ResNet and of a hundred."""
+    ghn, model = GHN(replace(NOISE, classes=10)), build(SMALL_NETWORK, shape=(3, 32, 32), classes=10)
+    ghn.sample(model, 1)
+    one = statistics.median(cpu_seconds(lambda: ghn.sample(model, 1)) for _ in range(3 * rounds))
+    many = statistics.median(cpu_seconds(lambda: ghn.sample(model, HUNDRED)) for _ in range(rounds))
+    return {"sample1_s": one, "sample100_s": many, "sample100_ratio": many / one}
+
+
+def images() -> ImageSet:
+    """Digits as colour images of 32 x 32: the shape of CIFAR counts here, not what they show."""
+    digits = load("digits")
+
+    def grown(part: Any) -> Any:
+        small = part.images.expand(-1, 3, -1, -1)
+        return replace(part, images=nn.functional.interpolate(small.float(), size=(32, 32)).to(small))
+
+    return replace(
+        digits,
+        shape=(3, 32, 32),
+        train=grown(digits.train),
+        validation=grown(digits.validation),
+        test=grown(digits.test),
+    )
+
+
+def training_step(names: tuple[str, ...], rounds: int) -> dict[str, float]:
+    """The share of the GHN, forward and backward, in a step over `names` with a batch of images each."""
+    data = images()
+    ghn = GHN(replace(NOISE, classes=len(data.classes)))
+    subjects = [Subject(name, ghn, data, draws=1) for name in names]
+    source = ImageStream(data, batch_size=BATCH, augmentation="none", seed=0)
+    ours_s, steps_s = [], []
+
+    def noise(_: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, generator=draw)
+
+    for turn in range(rounds + 1):
+        draw, own = stream(0, "benchmark", turn), 0.0
+        pictures, labels = source.batch(turn)
+        start = time.process_time()
+        for subject in subjects:
+            begun = time.process_time()
+            codes = torch.randn(1, ghn.code_nodes(subject.plan), ghn.config.code, generator=draw)
+            decoded = ghn.predict(subject.plan, codes, noise)
+            own += time.process_time() - begun
+            leaves = {name: value.detach().requires_grad_() for name, value in decoded.items()}
+            logits = subject.logits(leaves, pictures[None])
+            nn.functional.cross_entropy(logits[0], labels).backward()
+            begun = time.process_time()
+            torch.autograd.backward(list(decoded.values()), [leaves[name].grad for name in decoded])
+            own += time.process_time() - begun
+        ours_s.append(own)
+        steps_s.append(time.process_time() - start)
+        ghn.zero_grad()
+    share = statistics.median(own / step for own, step in zip(ours_s[1:], steps_s[1:], strict=True))
+    return {"train_step_s": statistics.median(steps_s[1:]), "train_ghn_share": share}
+
+
+def measure_all(size: Size, folder: Path | None) -> dict[str, float]:
+    """All figures; each model's sides directly one after the other."""
+    figures: dict[str, float] = {}
+    sides = {"": "ours", "noise_": "noise"} | ({"peer_": str(folder.resolve())} if folder else {})
+    for name in size.models:
+        for prefix, side in sides.items():
+            for key, value in in_process(name, size.rounds, size.measured, side).items():
+                figures[f"{prefix}{key}/{name}"] = value
+    keys = {key.partition("/")[0] for key in figures}
+    if folder:
+        for key in ("graph", "total", "noise_total"):
+            for name in size.models:
+                theirs = figures[f"peer_{key.removeprefix('noise_')}_s/{name}"]
+                figures[f"{key}_speedup/{name}"] = theirs / figures[f"{key}_s/{name}"]
+            keys.add(f"{key}_speedup")
+    for key in sorted(keys):
+        figures[f"median_{key}"] = statistics.median(figures[f"{key}/{name}"] for name in size.models)
+    return figures | hundred_members(size.rounds) | training_step(size.meta_batch, size.rounds)
+
+
+def tables(figures: dict[str, float], models: tuple[str, ...]) -> list[Table]:
+    """A row per figure, a column per model; then what is not of one model."""
+    per_model = Table("figure", *models, "median")
+    for key in dict.fromkeys(key.partition("/")[0] for key in figures if "/" in key):
+        values = [figures[f"{key}/{name}"] for name in models]
+        per_model.add_row(key, *(f"{value:.3g}" for value in (*values, figures[f"median_{key}"])))
+    others = Table("figure", "value")
+    for key, value in figures.items():
+        if "/" not in key and not key.startswith("median_"):
+            others.add_row(key, f"{value:.3g}")
+    return [per_model, others]
+
+
+def benchmark(
+    *, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: bool = False, peer: Path | None = None
+) -> None:
+    """Measure speed, memory and worth of a graph hypernetwork.
+
+    Args:
+        json_file: Where the figures go.
+        quick: A smaller version that ends within a minute.
+        peer: A clone of ghn3, to be measured in turn.
+    """
+    size = QUICK if quick else Size()
+    figures = measure_all(size, peer)
+    console = Console(soft_wrap=True)
+    for table in tables(figures, size.models):
+        console.print(table)
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    with durable(json_file) as temporary:
+        temporary.write_text(
+            json.dumps({**provenance(), "load_average": os.getloadavg()[0], **figures}, indent=1, sort_keys=True)
+        )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["one-side"]:
+        name, rounds, measured, folder = sys.argv[2:]
+        found = one_side(name, int(rounds), int(measured), folder)
+        sys.stdout.write(f"\n{json.dumps(found)}\n")
+        raise SystemExit
+    raise SystemExit(run(lambda: tyro.cli(benchmark)))
