@@ -14,6 +14,7 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -46,6 +47,7 @@ class Role(str, Enum):
     TEMPERATURE = "temperature"
     SLOPE = "activation_slope"
     MATRIX = "matrix"  # two or more axes, consumer unknown
+    NO_FLOAT = "integer_complex_or_quantised"  # whatever it is for: no initialiser writes such numbers
     OTHER = "other"
 
 
@@ -53,6 +55,7 @@ MATRIX_ROLES = frozenset(
     {Role.CONV_WEIGHT, Role.LINEAR_WEIGHT, Role.ATTENTION_WEIGHT, Role.RECURRENT_WEIGHT, Role.MATRIX}
 )
 BIAS_ROLES = frozenset({Role.CONV_BIAS, Role.LINEAR_BIAS, Role.RECURRENT_BIAS, Role.NORM_SHIFT})
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,8 @@ def inventory(model: nn.Module, graph: Graph | None = None) -> Inventory:
         role, module_type = _owner_role(modules[path], leaf, shape)
         if math.prod(shape) < largest[path, leaf]:
             role = Role.GAIN
+        if value.dtype not in FLOATS:
+            role = Role.NO_FLOAT
         if role in MATRIX_ROLES:
             last_matrix = path
         tied_to = first.setdefault(id(value), name)

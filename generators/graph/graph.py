@@ -141,6 +141,11 @@ class Graph:
         return frozenset(found)
 
     @cached_property
+    def output_parameters(self) -> frozenset[str]:
+        """Names of the parameters of the `output_layers`."""
+        return frozenset(name for index in self.output_layers for name in self.nodes[index].parameters)
+
+    @cached_property
     def signature(self) -> str:
         """Hex digest of the structure: kinds, parameter names, shapes, attributes and edges, but no values.
 

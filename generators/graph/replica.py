@@ -31,6 +31,8 @@ def _is_of_torch(hook: Any) -> bool:
 
 
 def _empty(value: Tensor, meta: bool) -> Tensor:
+    if value.is_quantized:  # there are none without data
+        return value.detach().clone()
     copied = torch.empty_like(value, device="meta") if meta else value.detach().clone()
     return nn.Parameter(copied, requires_grad=value.requires_grad) if value.is_floating_point() else copied
 

@@ -50,10 +50,9 @@ def refined(info: ParameterInfo, graph: Graph) -> ParameterInfo:
         role = Role.POSITION_TABLE
     if role is Role.LINEAR_WEIGHT and _is_query_key_value(graph, node) and not changes.get("transposed"):
         changes = {**changes, "blocks": 3, "fan_out": info.shape[0] // 3}
-    heads = any(info.name in graph.nodes[head].parameters for head in graph.output_layers)
     return replace(
         info, role=role, depth=node.depth, consumer=_consumer(graph, node),
-        output=heads and (role in MATRIX_ROLES or role in BIAS_ROLES), **changes,
+        output=info.name in graph.output_parameters and role in MATRIX_ROLES | BIAS_ROLES, **changes,
     )  # fmt: skip
 
 

@@ -33,7 +33,10 @@ from generators.graph.recorder import Recorder
 from generators.graph.replica import Replica
 
 _LIBRARY = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
-_NO_DATA = ("meta tensor", "no data", "data-dependent", "data-independent", "fake impl", "meta kernel")
+_NO_DATA = (
+    "meta tensor", "meta device", "device meta", "no data", "data-dependent", "data-independent", "fake impl",
+    "meta kernel",
+)  # fmt: skip
 _MORE_GUESSES = 12  # tried after one that leaves parameters unused
 
 
@@ -47,7 +50,7 @@ class _Failure(Exception):
     @property
     def needs_data(self) -> bool:
         text = str(self.cause).lower()
-        return isinstance(self.cause, RuntimeError) and any(word in text for word in _NO_DATA)
+        return isinstance(self.cause, RuntimeError | TypeError) and any(word in text for word in _NO_DATA)
 
 
 def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
@@ -209,7 +212,13 @@ def _explained(model: nn.Module, failure: _Failure, way_out: str) -> TraceError:
     if failure.needs_data:
         way_out = (
             "it needs values (such as control flow that depends on them), or an operator, that a trace without data "
-            "does not have; pass real inputs as `example_inputs=` (a tensor, tuple or dict): a copy is then run on them"
+            "does not have; "
+        )
+        if any(value.is_meta for value in model.parameters()):
+            way_out += "give the model storage first, as in `model.to_empty(device='cpu')`, then "
+        way_out += (
+            "pass real inputs as `example_inputs=` (a tensor, tuple or dict, not on the meta device): a copy is then "
+            "run on them"
         )
     error = TraceError(
         f"cannot trace {type(model).__name__}: its forward raised {type(failure.cause).__name__}: {message} "

@@ -155,6 +155,16 @@ def test_lazy_parameters_have_no_shape():
     assert inventory(nn.LazyLinear(3))["weight"].shape == ()
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8, torch.bool, torch.float8_e4m3fn], ids=str)
+def test_what_is_no_float_has_a_role_of_its_own(dtype):
+    """Whatever its layer is, and whatever consumes it."""
+    model = nn.Linear(3, 3)
+    model.weight = nn.Parameter(torch.ones(3, 3).to(dtype), requires_grad=False)
+    model.forward = lambda x: x @ model.weight.abs().float() + model.bias
+    for graph in (None, trace(model, torch.ones(2, 3))):
+        assert roles(model, graph) == {"weight": Role.NO_FLOAT, "bias": Role.LINEAR_BIAS}
+
+
 # ---- with a graph ---------------------------------------------------------------------------------------------------
 
 

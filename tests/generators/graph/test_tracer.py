@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from generators.errors import TraceError
 from generators.graph import trace
+from generators.inventory import inventory
 
 
 class Forward(nn.Module):
@@ -41,6 +44,75 @@ def test_values_that_steer_the_forward_need_real_inputs():
         trace(model)
     assert trace(model, torch.ones(2, 3)).unused == ("b.weight", "b.bias")
     assert trace(model, -torch.ones(2, 3)).unused == ("a.weight", "a.bias")
+
+
+STEERED = {
+    "a parameter": lambda m, x: m.a(x) * float(m.gain),
+    "a selection": lambda m, x: m.a(x[torch.where(x[:, 0] > 0)]),
+    "a list": lambda m, x: m.a(x)[torch.nonzero(x[:, 0]).flatten().tolist()],
+    "another library": lambda m, x: m.a(x) + torch.from_numpy(x.detach().numpy()).sum(),
+}
+
+
+@pytest.mark.parametrize("kind", STEERED)
+def test_values_that_are_read_need_real_inputs(kind):
+    """The line is named without them; with them the same layer is found in a run on the CPU."""
+    model = Forward(STEERED[kind], a=nn.Linear(3, 2), gain=nn.Parameter(torch.ones(())))
+    with pytest.raises(TraceError, match=r"at .*test_tracer.py:\d+ `.*m.a\(x.*needs values.*`example_inputs=`"):
+        trace(model)
+    graph = trace(model, torch.ones(2, 3))
+    assert graph.nodes[graph.by_parameter["a.weight"]].kind == "linear"
+
+
+def test_a_model_without_storage_cannot_be_run_for_its_values():
+    with torch.device("meta"):
+        model = Forward(lambda m, x: m.a(x) if x.sum() > 0 else x, a=nn.Linear(3, 2))
+    for inputs in (None, torch.ones(2, 3)):
+        with pytest.raises(TraceError, match=r"needs values.*model.to_empty\(device='cpu'\).*`example_inputs=`"):
+            trace(model, inputs)
+    assert "a.weight" in trace(model.to_empty(device="cpu"), torch.ones(2, 3)).by_parameter
+
+
+def test_buffers_steer_the_forward_with_their_values():
+    """Flags, counters and index tables are known to a trace; what a buffer adds to a stream is a constant."""
+    model = Forward(
+        lambda m, x: (m.a if bool(m.flag) and int(m.steps[1]) == 5 else m.b)(x[:, m.order] + m.mean),
+        a=nn.Linear(3, 2), b=nn.Linear(3, 2),
+    )  # fmt: skip
+    for name, value in {"flag": True, "steps": [4, 5], "order": [2, 0, 1], "mean": [0.5, 0.5, 0.5]}.items():
+        model.register_buffer(name, torch.tensor(value))
+    graph = trace(model)
+    assert graph.unused == ("b.weight", "b.bias")
+    assert [node.kind for node in graph.nodes] == ["input", "linear", "output"]
+
+
+def residual(blocks: int) -> nn.Module:
+    block = [Forward(lambda m, x: x + m.b(m.a(x).relu()), a=nn.Linear(4, 4), b=nn.Linear(4, 4)) for _ in range(blocks)]
+    return nn.Sequential(*block, Forward(lambda m, x: x * m.gain, gain=nn.Parameter(torch.ones(4))))
+
+
+def calls(blocks: int) -> tuple[int, int]:
+    """Python calls in tracing a model and taking its inventory, and the edges of the graph."""
+    model, count = residual(blocks), 0
+
+    def profile(frame, event, _):
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(profile)
+    try:
+        graph = trace(model, torch.zeros(2, 4))
+        inventory(model, graph)
+    finally:
+        sys.setprofile(None)
+    return count, graph.edges.shape[1]
+
+
+def test_work_grows_with_the_edges():
+    """Counted in calls, which no load of the machine changes: a quadratic pass would make eight times as many."""
+    calls(2)  # whatever is done once only
+    (few, short), (many, long) = calls(20), calls(160)
+    assert many / few <= 1.05 * long / short
 
 
 @pytest.mark.parametrize(

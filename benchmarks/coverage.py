@@ -1,0 +1,388 @@
+"""Which architectures can be traced and filled? Every classification model of torchvision, timm, transformers, and kin.
+
+Of each architecture one model is built; its graph is traced; `he` and a graph hypernetwork fill it. It counts as
+covered if the graph is found, both reports account for every tensor (counted here on its own, not by the report), and
+a forward with batch norms on the statistics of the batch is finite after both. Inputs are guessed by the tracer, but
+for the families whose models take real ones (detection: its control flow depends on values).
+
+    python benchmarks/coverage.py --json coverage.json [--quick] [--only timm/vision_transformer ...]
+
+Prints a table and writes its figures as flat JSON with machine, versions and commit: per family `FAMILY_ok` and
+`FAMILY_total`, `unaccounted_tensors` over all, per model `nodes/MODEL`, `trace_s/MODEL` and `generated/MODEL` (share of
+the values that the GHN makes), and for each model that is not covered `reason/MODEL`, a text.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+# Or `collect` would be the benchmark of that name beside this file.
+sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]
+
+import torch  # noqa: E402
+import torchvision  # noqa: E402
+import tyro  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.nn.modules.batchnorm import _NormBase  # noqa: E402
+
+import generators  # noqa: E402
+from collect.durable import durable  # noqa: E402
+from collect.provenance import provenance  # noqa: E402
+from generators.commandline import progress, run  # noqa: E402
+from generators.errors import unknown_name  # noqa: E402
+from generators.graph import trace  # noqa: E402
+from generators.graph.drafts import tensors_in  # noqa: E402
+
+GHN = "noise-ghn-digits"
+SIDES = (64, 96, 128, 224)  # forwards are run at the first that the model takes
+CHAIN = 1000  # nodes of the model whose trace is timed
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model of the registries.
+
+    Attributes:
+        model: built, on the CPU.
+        inputs: what a forward takes, each to be tried in turn; a tuple of positional or a dict of keyword arguments.
+        example: `example_inputs` of the tracer, None to let it guess.
+    """
+
+    model: nn.Module
+    inputs: tuple[Any, ...]
+    example: Any = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models of one origin: their names, and how one is built."""
+
+    names: Callable[[], Iterable[str]]
+    build: Callable[[str], Case]
+
+
+@dataclass
+class Outcome:
+    """What became of one model; `reason` says why it is not covered, "" if it is."""
+
+    name: str
+    reason: str = ""
+    unaccounted: set[str] = field(default_factory=set)
+    nodes: int = 0
+    trace_s: float = 0.0
+    generated: float = 0.0
+
+
+# ---- the registries -------------------------------------------------------------------------------------------------
+
+
+def images(*sides: int, channels: int = 3) -> tuple[Any, ...]:
+    return tuple((torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(0)),) for side in sides)
+
+
+def classifier(name: str) -> Case:
+    without_own_start = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return Case(torchvision.models.get_model(name, **without_own_start), images(*SIDES))
+
+
+def detector_or_segmenter(name: str) -> Case:
+    """Backbones are not downloaded, and images are not enlarged to the 800 pixels of the recipes."""
+    small = {"min_size": 64, "max_size": 96} if name in DETECTORS and not name.startswith("ssd") else {}
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **small)
+    batch = images(64)[0]
+    inputs = (list(batch[0]),) if name in DETECTORS else batch
+    return Case(model, (inputs,), inputs)
+
+
+DETECTORS = torchvision.models.list_models(module=torchvision.models.detection)
+SEGMENTERS = torchvision.models.list_models(module=torchvision.models.segmentation)
+
+
+def smallest_of_module(module: str) -> Case:
+    """The model of fewest parameters of a module of `timm.models`, leaving out the toys of timm's own tests."""
+    import timm
+
+    sizes: dict[str, int] = {}
+    for name in timm.list_models(module=module):
+        with torch.device("meta"):
+            sizes[name] = sum(value.numel() for value in timm.create_model(name).parameters())
+    real = [name for name in sizes if not name.startswith("test_")] or list(sizes)
+    model = timm.create_model(min(real, key=sizes.__getitem__))
+    channels, *own = model.pretrained_cfg["input_size"]
+    return Case(model, images(*(side for side in SIDES if side < own[0]), *own[:1], channels=channels))
+
+
+def modules_of_timm() -> list[str]:
+    import timm
+
+    return [module for module in timm.list_modules() if timm.list_models(module=module)]
+
+
+def language_model(name: str) -> Case:
+    """Small models built from a config; nothing is downloaded."""
+    import transformers
+
+    kind, settings, inputs = LANGUAGE[name]
+    config = getattr(transformers, f"{kind}Config")(**settings)
+    head = {"GPT2": "GPT2LMHeadModel", "Bert": "BertForSequenceClassification", "Llama": "LlamaForCausalLM",
+            "T5": "T5ForConditionalGeneration"}[kind]  # fmt: skip
+    return Case(getattr(transformers, head)(config), (inputs,), inputs if name == "t5" else None)
+
+
+TOKENS = torch.arange(32).reshape(2, 16)
+LANGUAGE: dict[str, tuple[str, dict[str, Any], dict[str, Tensor]]] = {
+    "gpt2": ("GPT2", dict(n_layer=3, n_head=4, n_embd=64, vocab_size=100, n_positions=64), {"input_ids": TOKENS}),
+    "bert": ("Bert", dict(num_hidden_layers=3, num_attention_heads=4, hidden_size=64, intermediate_size=128,
+                          vocab_size=100), {"input_ids": TOKENS}),
+    "llama": ("Llama", dict(num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, hidden_size=64,
+                            intermediate_size=128, vocab_size=100), {"input_ids": TOKENS}),
+    "t5": ("T5", dict(num_layers=2, num_heads=4, d_model=64, d_kv=16, d_ff=128, vocab_size=100),
+           {"input_ids": TOKENS, "decoder_input_ids": TOKENS}),
+}  # fmt: skip
+
+
+class Recurrent(nn.Module):
+    """Words, an LSTM of two layers, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(50, 16), nn.Linear(24, 3)
+        self.lstm = nn.LSTM(16, 12, num_layers=2, bidirectional=True, batch_first=True)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.lstm(self.words(ids))[0][:, -1])
+
+
+def plain(name: str) -> Case:
+    return PLAIN[name]()
+
+
+PLAIN: dict[str, Callable[[], Case]] = {
+    "mlp": lambda: Case(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), ((torch.ones(2, 64),),)),
+    "signal": lambda: Case(
+        nn.Sequential(
+            nn.Conv1d(2, 16, 9, 4), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 32, 9, 4), nn.BatchNorm1d(32),
+            nn.PReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(32, 5),
+        ),
+        ((torch.rand(2, 2, 256, generator=torch.Generator().manual_seed(0)),),),
+    ),
+    "lstm": lambda: Case(Recurrent(), ((TOKENS,),)),
+}  # fmt: skip
+
+FAMILIES: dict[str, Family] = {
+    "torchvision": Family(lambda: torchvision.models.list_models(module=torchvision.models), classifier),
+    "timm": Family(modules_of_timm, smallest_of_module),
+    "transformers": Family(lambda: LANGUAGE, language_model),
+    "detection_segmentation": Family(lambda: [*DETECTORS, *SEGMENTERS], detector_or_segmenter),
+    "plain": Family(lambda: PLAIN, plain),
+}
+
+SUBSET = (
+    "torchvision/convnext_tiny", "torchvision/densenet121", "torchvision/googlenet",
+    "torchvision/mobilenet_v3_small", "torchvision/resnet18", "torchvision/shufflenet_v2_x0_5",
+    "torchvision/squeezenet1_1", "torchvision/swin_t",
+    "timm/ghostnet", "timm/levit", "timm/mobilevit", "timm/mlp_mixer", "timm/tiny_vit",
+    "transformers/gpt2", "transformers/bert", "transformers/t5",
+    "detection_segmentation/ssdlite320_mobilenet_v3_large", "detection_segmentation/lraspp_mobilenet_v3_large",
+    "plain/mlp", "plain/signal", "plain/lstm",
+)  # fmt: skip
+"""What `--quick` and the tests of every commit cover: each family, and of each kind of layer a small model."""
+
+
+def every(*, without: Collection[str] = ()) -> list[str]:
+    """Names of all models, as `family/name`, but for the families in `without`."""
+    chosen = {family: entry for family, entry in FAMILIES.items() if family not in without}
+    return [f"{family}/{name}" for family, entry in chosen.items() for name in entry.names()]
+
+
+# ---- the contract ---------------------------------------------------------------------------------------------------
+
+
+def tensors_of(model: nn.Module) -> set[str]:
+    """Every name of every parameter, and every buffer that a state dict holds."""
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return names | {name for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def forward(model: nn.Module, inputs: Any) -> Iterator[Tensor]:
+    """The floating outputs of a copy, so that no running statistics move."""
+    running = copy.deepcopy(model).eval()
+    for module in running.modules():
+        if isinstance(module, _NormBase):
+            module.train()
+    with torch.no_grad():
+        result = running(**inputs) if isinstance(inputs, dict) else running(*inputs)
+    return (value for value in tensors_in(result) if value.is_floating_point())
+
+
+def check(name: str, ghn: Any) -> Outcome:
+    """Trace and fill the model `family/name`; whatever goes wrong is the reason why it is not covered."""
+    outcome = Outcome(name)
+    family, _, own = name.partition("/")
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.default_generator.manual_seed(0)
+            contract(FAMILIES[family].build(own), ghn, outcome)
+    except Exception as error:
+        outcome.reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return outcome
+
+
+def contract(case: Case, ghn: Any, outcome: Outcome) -> None:
+    """Fill in `outcome`."""
+    model = case.model
+    start = time.process_time()
+    outcome.nodes = len(trace(model, case.example))
+    outcome.trace_s = time.process_time() - start
+    inputs = None
+    for initialiser in ("he", ghn):
+        report = generators.init(model, initialiser, example_inputs=case.example)
+        accounted = [*report.generated, *report.fallbacks, *report.kept]
+        outcome.unaccounted |= tensors_of(model) ^ set(accounted)
+        unnamed = [*report.generated.values(), *report.fallbacks.values(), *report.kept.values()].count("")
+        if outcome.unaccounted or unnamed or len(accounted) > len(set(accounted)):
+            outcome.reason = f"{report.initialiser} accounts badly for {sorted(outcome.unaccounted)[:3]}, ..."
+            return
+        if inputs is None:
+            inputs = fitting(model, case.inputs)
+        if not all(value.isfinite().all() for value in forward(model, inputs)):
+            outcome.reason = f"the forward after {report.initialiser} is not finite"
+            return
+    sizes = {key: value.numel() for key, value in model.named_parameters()}
+    outcome.generated = sum(sizes.get(key, 0) for key in report.generated) / sum(sizes.values())
+
+
+def fitting(model: nn.Module, candidates: tuple[Any, ...]) -> Any:
+    """The first of `candidates` that the model accepts; the last one must do."""
+    for inputs in candidates[:-1]:
+        try:
+            list(forward(model, inputs))
+            return inputs
+        except (RuntimeError, AssertionError, ValueError):
+            continue
+    return candidates[-1]
+
+
+# ---- the time of a trace --------------------------------------------------------------------------------------------
+
+
+def chain(nodes: int) -> nn.Module:
+    """Residual blocks of linear, normalisation and add with `nodes` nodes in all, input and output included."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.linear(self.norm(x))
+
+    return nn.Sequential(nn.Linear(8, 8), *(Block() for _ in range((nodes - 3) // 3)))
+
+
+def trace_times(nodes: int, repeats: int = 5) -> tuple[float, float]:
+    """Processor seconds of a trace of a chain, and of its own forward on the meta device: the best of some repeats."""
+    model = chain(nodes)
+    bare = chain(nodes).to("meta")
+    inputs = torch.zeros(2, 8, device="meta")
+
+    def best(function: Callable[[], object]) -> float:
+        times = []
+        for _ in range(repeats):
+            start = time.process_time()
+            function()
+            times.append(time.process_time() - start)
+        return min(times)
+
+    with torch.no_grad():
+        return best(lambda: trace(model, inputs)), best(lambda: bare(inputs))
+
+
+# ---- the entry point ------------------------------------------------------------------------------------------------
+
+
+def figures_of(outcomes: list[Outcome]) -> dict[str, float | str]:
+    total = Counter(outcome.name.partition("/")[0] for outcome in outcomes)
+    covered = Counter(outcome.name.partition("/")[0] for outcome in outcomes if not outcome.reason)
+    figures: dict[str, float | str] = {}
+    for family in FAMILIES:
+        figures[f"{family}_ok"], figures[f"{family}_total"] = covered[family], total[family]
+    figures["unaccounted_tensors"] = sum(len(outcome.unaccounted) for outcome in outcomes)
+    for outcome in outcomes:
+        if outcome.reason:
+            figures[f"reason/{outcome.name}"] = outcome.reason
+        for key in ("nodes", "trace_s", "generated"):
+            if getattr(outcome, key):
+                figures[f"{key}/{outcome.name}"] = round(getattr(outcome, key), 4)
+    return figures
+
+
+def selected(only: tuple[str, ...]) -> list[str]:
+    """The models that `only` names, by themselves or with their whole family.
+
+    Raises:
+        UnknownNameError: it names nothing.
+    """
+    known = every(without=set(FAMILIES) - {name.partition("/")[0] for name in only})
+    for name in only:
+        if name not in known and name not in FAMILIES:
+            raise unknown_name("model", name, [*known, *FAMILIES])
+    return [name for name in known if name in only or name.partition("/")[0] in only]
+
+
+def benchmark(
+    *, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: bool = False, only: tuple[str, ...] = ()
+) -> None:
+    """Trace and fill every architecture of the registries.
+
+    Args:
+        json_file: Where the figures go.
+        quick: A fixed subset that ends within a minute.
+        only: These models or families alone, as family/name or family.
+    """
+    ghn = generators.load(GHN)
+    outcomes = []
+    names = selected(only) if only else SUBSET if quick else every()
+    with progress("architectures", len(names)) as bar:
+        for name in names:
+            bar.describe(name)
+            outcomes.append(check(name, ghn))
+            gc.collect()
+            bar.advance()
+    figures = figures_of(outcomes)
+    whole, alone = trace_times(CHAIN)
+    longer, _ = trace_times(4 * CHAIN, repeats=2)
+    figures |= {
+        "trace_1000_nodes_s": whole,
+        "trace_1000_nodes_beyond_forward_s": whole - alone,
+        "trace_4000_nodes_ratio": longer / whole,
+    }
+    table = Table("figure", "value")
+    for key, value in figures.items():
+        if "/" not in key:
+            table.add_row(key, f"{value:.3g}")
+    for outcome in outcomes:
+        if outcome.reason:
+            table.add_row(outcome.name, outcome.reason)
+    Console(soft_wrap=True).print(table)
+    with durable(json_file) as temporary:
+        temporary.write_text(json.dumps({**provenance(), "ghn": GHN, **figures}, indent=1, sort_keys=True))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    raise SystemExit(run(partial(tyro.cli, benchmark)))
