@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
 LEAST_STABLE_RANK = 3.0  # of a generated matrix: below, one direction has taken over
-NOISE_REACHES = 4.0  # only matrices of shapes for which white noise has so much are judged
+NOISE_REACHES = 2 * LEAST_STABLE_RANK  # matrices so small that white noise has less are not judged
 
 
 def _canonical(values: dict[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from generators.initialiser import Kind, Proposal, Request, register
 from generators.inventory import BIAS_ROLES, MATRIX_ROLES, ParameterInfo, Role
-from generators.seeds import stream
+from generators.seeds import plain_tensors, stream
 
 CONSTANT_ROLES = BIAS_ROLES | {Role.NORM_SCALE}  # equal in all members
 TABLE_STD = 0.02  # position tables, tokens and relative-bias tables: the habit of the transformer literature
@@ -72,6 +72,7 @@ class Pointwise:
     draw: Draw
     kind: Kind = Kind.POINTWISE
 
+    @plain_tensors()
     def value(self, info: ParameterInfo, seed: int, member: int) -> tuple[Tensor | None, str]:
         """The value for one parameter and a word on how it was made; None where the constructor's value stays."""
         value = torch.empty(info.shape)

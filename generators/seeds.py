@@ -29,6 +29,22 @@ def stream(seed: int, *labels: str | int) -> torch.Generator:
 
 
 @contextlib.contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Inside, or in a function that this decorates, torch makes float32 tensors on the CPU unless told otherwise.
+
+    The weights that a seed names do not depend on `torch.set_default_dtype` and `torch.set_default_device`.
+    """
+    dtype = torch.get_default_dtype()
+    elsewhere = torch.get_default_device().type != "cpu"
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu") if elsewhere else contextlib.nullcontext():  # entering it costs time in every call
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@contextlib.contextmanager
 def isolated(seed: int, *labels: str | int) -> Iterator[None]:
     """Inside, foreign code that draws from the global generators (loaders, dropout) gets seeded ones; after, the caller
     has the states of `random`, numpy and torch (CPU and every CUDA device in use) back as they were.

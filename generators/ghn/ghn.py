@@ -31,7 +31,7 @@ from generators.graph import Graph, trace
 from generators.initialiser import Kind, Proposal, Request
 from generators.inventory import inventory
 from generators.pointwise import HE
-from generators.seeds import stream
+from generators.seeds import plain_tensors, stream
 
 MEMBERS_AT_ONCE = 8  # members are decoded together in blocks of at most so many ...
 NUMBERS_AT_ONCE = 2**22  # ... and so many weights, above which a block costs as much as its members one by one
@@ -119,6 +119,7 @@ class GHN(Generator):
     kind = Kind.GLOBAL
     config: GHNConfig
 
+    @plain_tensors()
     def __init__(self, config: GHNConfig, *, name: str = "", card: dict | None = None) -> None:
         super().__init__(config, name=name, card=card)
         with torch.random.fork_rng(devices=[]):  # torch modules draw their start values from the global stream
@@ -141,6 +142,7 @@ class GHN(Generator):
         """Where the parameters are."""
         return next(self.parameters()).device
 
+    @plain_tensors()
     def plan(self, model: nn.Module, example_inputs: object = None, *, graph: Graph | None = None) -> DecodePlan:
         """The decode plan of `model` on the device of the GHN, cached by the signature of its graph.
 
@@ -223,6 +225,7 @@ class GHN(Generator):
         return probes(self.config.classes)
 
     @torch.no_grad()
+    @plain_tensors()
     def propose_stack(self, model: nn.Module, request: Request, members: range) -> Proposal:
         """One pass over the graph and one decode of all members, in blocks that fit into the cache.
 
@@ -235,10 +238,8 @@ class GHN(Generator):
         hidden = self.encoder(plan.table)
         if request.codes is not None:
             self._check_codes(request.codes, (len(members), self.code_nodes(plan), self.config.code))
-        weights: dict[str, Tensor] = {}
-        for group in plan.groups:
-            for name in group.names:
-                weights.setdefault(name, _storage((len(members), *plan.found[name].shape), like=hidden))
+        shapes = {name: plan.found[name].shape for group in plan.groups for name in group.names}
+        weights = _storage(shapes, len(members), like=hidden)
         alike = self.kind_name == "ghn"  # the decode of member 0 does for all
         size = 1 if alike else max(1, min(MEMBERS_AT_ONCE, NUMBERS_AT_ONCE // max(plan.numel, 1)))
         decoded = range(1) if alike else members
@@ -298,16 +299,15 @@ class GHN(Generator):
                         seed, number = noise[row]
                         draws = stream(seed, "ghn-noise", number, f"{name}[{block}]")
                         for piece in _pieces(matrix.view(-1)):
-                            eps = torch.randn(len(piece), generator=draws, device="cpu", dtype=torch.float32)
+                            eps = torch.randn(len(piece), generator=draws)
                             piece.mul_(scale).add_(eps.to(piece).mul_(anchor)).mul_(group.target_std)
                     else:
                         matrix.mul_(group.target_std)
 
+    @plain_tensors()
     def code(self, seed: int, member: int, nodes: int) -> Tensor:
         """The noise code `[nodes, code]` of one member: N(0, I), reproducible from (seed, member)."""
-        return torch.randn(
-            nodes, self.config.code, generator=stream(seed, "ghn-code", member), device="cpu", dtype=torch.float32
-        )
+        return torch.randn(nodes, self.config.code, generator=stream(seed, "ghn-code", member))
 
     def _proposal(self, plan: DecodePlan, request: Request, members: range, weights: dict[str, Tensor]) -> Proposal:
         proposal = Proposal()
@@ -355,11 +355,18 @@ def _with_codes(hidden: Tensor, codes: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def _storage(shape: tuple[int, ...], *, like: Tensor) -> Tensor:
-    """Memory for weights: large arrays of numpy lie on huge pages, which are there in a quarter of the time."""
+def _storage(shapes: dict[str, tuple[int, ...]], members: int, *, like: Tensor) -> dict[str, Tensor]:
+    """Memory for weights, name to `[members, *shape]`, in one array.
+
+    Large arrays of numpy lie on huge pages, which the operating system has ready in a quarter of the time.
+    """
+    sizes = [members * math.prod(shape) for shape in shapes.values()]
     if like.device.type == "cpu" and like.dtype == torch.float32:
-        return torch.from_numpy(np.empty(shape, dtype=np.float32))
-    return torch.empty(shape, dtype=like.dtype, device=like.device)
+        array = torch.from_numpy(np.empty(sum(sizes), dtype=np.float32))
+    else:
+        array = torch.empty(sum(sizes), dtype=like.dtype, device=like.device)
+    parts = zip(shapes.items(), array.split(sizes), strict=True)
+    return {name: part.view(members, *shape) for (name, shape), part in parts}
 
 
 def _pieces(values: Tensor) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from collect.architectures import build
 from generators import init, load, save
-from generators.errors import ConfigError
+from generators.errors import CheckpointError, ConfigError
 from generators.ghn import ghn as module
 from generators.ghn.ghn import GHN, GHNConfig
 from generators.initialiser import Request
@@ -374,3 +374,128 @@ def test_request_decides_the_member():
     request = Request(inventory(model), seed=2, member=6)
     one, many = ghn.propose(model, request), ghn.propose_stack(model, request, range(4, 8))
     assert equal(one.values, {name: value[2] for name, value in many.values.items()}) and one.sources == many.sources
+
+
+# ---- codes and stacks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per", ["node", "network"])
+def test_members_of_given_codes(per):
+    """Their own codes give the members bit for bit; those of other members give weights between neither."""
+    ghn, model = GHN(replace(SMALL, code=4, code_per=per)), network("vit-2-w16")
+    codes = ghn.codes(model, 11, seed=3)
+    assert codes.shape == (11, len(ghn.plan(model).table.features) if per == "node" else 1, 4)
+    assert equal(ghn.sample(model, 11, seed=3), ghn.sample(model, 11, seed=3, codes=codes))
+    assert torch.equal(codes[6:9], ghn.codes(model, 3, seed=3, first=6))
+    moved = ghn.sample(model, 3, seed=8, first=2, codes=codes[6:9])
+    wanted = ghn.sample(model, 3, seed=3, first=6)
+    for name in {name for group in ghn.plan(model).groups for name in group.names}:
+        torch.testing.assert_close(moved[name], wanted[name], rtol=1e-4, atol=1e-6)
+        assert not torch.equal(wanted[name][0], wanted[name][1])
+
+
+def test_white_noise_stays_that_of_the_member_when_codes_are_given():
+    """Two members of one code differ by their white noise alone."""
+    ghn, model = GHN(NOISY), network()
+    codes = ghn.codes(model, 1, seed=3).expand(2, -1, -1)
+    states, (group, *_) = ghn.sample(model, 2, seed=3, codes=codes), ghn.plan(model).groups
+    own = module._member_noise(3, range(2))(f"{group.names[0]}[0]", (2, *group.shape))
+    difference = group.target_std * ghn.config.anchor * (own[0] - own[1])
+    torch.testing.assert_close(
+        states[group.names[0]][0] - states[group.names[0]][1], difference, rtol=1e-3, atol=1e-5
+    )  # fmt: skip
+
+
+def test_codes_per_network_are_the_same_for_all_nodes():
+    """As `predict` has it for codes that were written out node by node."""
+    ghn, model = GHN(replace(SMALL, code=4, code_per="network")), network()
+    plan, codes = ghn.plan(model), ghn.codes(model, 2)
+    one = ghn.predict(plan, codes, lambda _, shape: torch.zeros(shape))
+    other = ghn.predict(plan, codes.expand(-1, len(plan.table.features), -1), lambda _, shape: torch.zeros(shape))
+    assert equal(one, other)
+
+
+def test_codes_that_do_not_fit():
+    model = network()
+    with pytest.raises(ConfigError, match="without noise codes"):
+        GHN(replace(SMALL, anchor=0.5)).sample(model, 2, codes=torch.zeros(2, 1, 4))
+    with pytest.raises(ConfigError, match=r"\(2, 1, 4\).*got \(3, 1, 4\)"):
+        GHN(replace(NOISY, code_per="network")).sample(model, 2, codes=torch.zeros(3, 1, 4))
+    with pytest.raises(ConfigError, match="code_per"):
+        replace(SMALL, code_per="layer")
+
+
+def test_interpolated_codes():
+    """Ends exactly, equal angles on the way, lengths of codes (a straight way has 0.7 of it in the middle)."""
+    first, second = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(4))
+    way = module.interpolate_codes(first, second, [0.0, 0.25, 0.5, 0.75, 1.0])
+    torch.testing.assert_close(way[[0, -1]], torch.stack([first, second]))
+    unit = nn.functional.normalize(way.flatten(1), dim=1)
+    angles = torch.acos((unit[1:] * unit[:-1]).sum(1))
+    assert angles.std() < 0.05 * angles.mean()
+    assert way.flatten(1).norm(dim=1).min() > 0.95 * min(first.norm(), second.norm())
+    torch.testing.assert_close(module.interpolate_codes(first, 3 * first, [0.5])[0], 2 * first)
+
+
+@pytest.mark.parametrize("name", ["resnet-8-w4", "vit-2-w16"])
+def test_stack_for_vmap_against_a_loop(name):
+    """An ensemble by vmap over functional_call gives the logits of networks loaded one by one, in eval and training."""
+    ghn, model = GHN(NOISY), network(name)
+    next(model.parameters()).requires_grad_(False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    parameters, buffers = ghn.sample(model, 3, seed=5, stacked=True)
+    assert [key for key, _ in model.named_parameters()] == list(parameters)
+    assert [value.requires_grad for value in parameters.values()] == [each.requires_grad for each in model.parameters()]
+    images = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    states = ghn.sample(model, 3, seed=5)
+    for training in (False, True):
+        model.train(training)
+        stacked = torch.func.vmap(
+            lambda own, rest: torch.func.functional_call(model, (own, rest), images), randomness="same"
+        )(parameters, {key: value.clone() for key, value in buffers.items()})
+        for member in range(3):
+            alone = copy.deepcopy(model)
+            alone.load_state_dict({key: value[member] for key, value in states.items()})
+            torch.testing.assert_close(stacked[member], alone(images), rtol=1e-4, atol=1e-4)
+    for value in (*parameters.values(), *buffers.values()):
+        value.detach().zero_()
+    assert equal(model.state_dict(), before), "nothing of the stack is the model's own"
+
+
+def test_noise_in_pieces_is_the_noise_of_the_whole(monkeypatch):
+    """For every remainder: torch draws normal numbers in sixteens, and less than sixteen one by one."""
+    monkeypatch.setattr(module, "NUMBERS_IN_CACHE", 64)
+    for count in (*range(1, 20), *range(60, 84), 130, 1000):
+        whole = torch.randn(count, generator=torch.Generator().manual_seed(count))
+        generator = torch.Generator().manual_seed(count)
+        pieces = [torch.randn(len(piece), generator=generator) for piece in module._pieces(whole)]
+        assert torch.equal(torch.cat(pieces), whole), count
+
+
+# ---- where it runs -----------------------------------------------------------------------------------------------
+
+
+def test_defaults_of_the_caller_change_no_weight():
+    """Another default device or data type."""
+    ghn, model = GHN(NOISY), network("vit-2-w16")
+    wanted = ghn.sample(model, 2, seed=1)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert equal(GHN(NOISY).sample(model, 2, seed=1), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert equal(GHN(NOISY).sample(model, 2, seed=1), wanted)
+
+
+# ---- what is saved -----------------------------------------------------------------------------------------------
+
+
+def test_collapsed_spectra_are_not_saved(tmp_path):
+    """A GHN of rank 2 names a tensor, its figure and a probe; with enough white noise it is saved."""
+    with pytest.raises(
+        CheckpointError, match=r"weight \(.*\) .* probe model 'convnet' has stable rank 1\.\d+, under 3"
+    ):
+        save(GHN(replace(SMALL, rank=2)), tmp_path / "checkpoint")
+    assert not list(tmp_path.iterdir())
+    save(GHN(replace(SMALL, rank=2, anchor=0.9)), tmp_path / "checkpoint")
