@@ -227,6 +227,15 @@ def test_copies_and_rank_of_a_wide_target(name):
         assert row.numeric_rank == 24 and row.stable_rank > 8
 
 
+def test_core_is_level_beyond_its_outer_cells():
+    """Its known weakness on layers of more than two rows per cell: the first rows are alike. Coordinates have none."""
+    target = group(64, 64, (1, 1))
+    for name, copies in (("core", 8), ("coordinate", 0)):  # half a cell, four rows, at either end
+        weight = decoder(name, rank=8, cells=8, width=64)(target, vectors())[0, 0].detach().flatten(1)
+        distances = torch.cdist(weight.double(), weight.double()).fill_diagonal_(math.inf)
+        assert (distances.min(dim=1).values < 1e-4).sum() == copies, name
+
+
 @each_decoder
 def test_an_anchor_gives_every_decoder_full_rank(name):
     """At 0.6, what is left of the copies is their correlation: rows of one block position still resemble each other."""
