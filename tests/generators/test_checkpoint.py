@@ -243,3 +243,28 @@ def test_a_failing_disk_leaves_nothing(toy: Toy, tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="no space left"):
         save(toy, tmp_path / "x")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("direction", "refused"), [(0.2, False), (1.0, True)])
+def test_collapsed_spectra_are_not_saved(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: float, refused: bool
+) -> None:
+    """White noise plus one direction, that takes over or not; small matrices and other tensors are not judged."""
+
+    def propose(model: nn.Module, request: Request) -> Proposal:
+        proposal, draws = Proposal(), torch.Generator().manual_seed(0)
+        for info in request.inventory:
+            value = torch.randn(info.shape, generator=draws)
+            proposal.values[info.name] = value + direction * (info.name == "0.weight")
+            proposal.sources[info.name] = "toy"
+        return proposal
+
+    model = nn.Sequential(nn.Linear(40, 50), nn.Linear(50, 3), nn.Linear(3, 1))
+    monkeypatch.setattr(toy, "propose", propose)
+    monkeypatch.setattr(toy, "probes", lambda: {"mlp": (model, torch.zeros(1, 40))})
+    if refused:
+        with pytest.raises(CheckpointError, match=r"0.weight \(50, 40\) .* probe model 'mlp' has stable rank 1\.\d+"):
+            save(toy, tmp_path / "x")
+        assert not list(tmp_path.iterdir())
+    else:
+        save(toy, tmp_path / "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -97,3 +98,28 @@ def test_a_collapsed_generator_is_not_sampled() -> None:
     for use in (lambda generator: generator.sample(_model(), 2), lambda generator: init(_model(), generator)):
         with pytest.raises(CollapseError, match="0.weight"):
             use(Noise(NoConfig(constant=True)))
+
+
+def test_stacks_have_the_form_of_torch() -> None:
+    """Names, shapes, gradients and values of `torch.func.stack_module_state` for the same members in models."""
+    generator, model = Noise(NoConfig()), _model()
+    model.register_buffer("scratch", torch.arange(3.0), persistent=False)
+    members = []
+    for member in range(3):
+        members.append(copy.deepcopy(model))
+        init(members[-1], generator, seed=4, member=member)
+    for found, wanted in zip(
+        generator.sample(model, 3, seed=4, stacked=True), torch.func.stack_module_state(members), strict=True
+    ):
+        assert list(found) == list(wanted)
+        for name, value in wanted.items():
+            assert torch.equal(found[name], value), name
+            assert (found[name].requires_grad, found[name].is_leaf) == (value.requires_grad, True), name
+    one = generator.sample(model, 1, stacked=True)
+    one[1]["scratch"].zero_()
+    assert torch.equal(model.scratch, torch.arange(3.0)), "the buffers of a stack of one are not the model's own"
+
+
+def test_generators_without_codes_take_none() -> None:
+    with pytest.raises(ConfigError, match="kind 'noise', which has no noise codes"):
+        Noise(NoConfig()).sample(_model(), 2, codes=torch.zeros(2, 3, 4))

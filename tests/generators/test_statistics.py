@@ -12,7 +12,7 @@ from torch import nn
 from generators.errors import ProposalError
 from generators.initialiser import init
 from generators.inventory import inventory
-from generators.statistics import measure, measure_states
+from generators.statistics import is_finite, measure, measure_states, noise_stable_rank, spreads, stable_rank
 
 
 def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -75,3 +75,35 @@ def test_population() -> None:
     copies = measure_states({"0.weight": members[0]["0.weight"].expand(3, 50, 40)}, found)
     assert copies["0.weight"]["between_members"] == 0.0
     assert "between_members" not in measure_states({"0.weight": members[0]["0.weight"][None]}, found)["0.weight"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_finite_against_looking_at_every_value(dtype: torch.dtype) -> None:
+    """Also where the sum of finite values is not finite."""
+    largest = torch.full((40,), torch.finfo(dtype).max, dtype=dtype)
+    assert is_finite(_noise(3, 5).to(dtype)) and is_finite(largest) and is_finite(torch.zeros(0, dtype=dtype))
+    for bad in (math.nan, math.inf, -math.inf):
+        assert not is_finite(torch.cat([largest, torch.tensor([bad], dtype=dtype)]))
+    assert not is_finite(torch.tensor([math.inf, -math.inf], dtype=dtype))
+    assert is_finite(torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, 1e3])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e19, 1e30])
+def test_spreads_against_torch(shift: float, scale: float) -> None:
+    """Far from zero the squares cancel, far out they overflow: both fall back on the exact way."""
+    values = (_noise(4, 30, 7) + shift) * scale
+    wanted = values.double().flatten(1).std(dim=1)
+    torch.testing.assert_close(spreads(values).double(), wanted, rtol=2e-3, atol=0)
+    assert spreads(torch.full((2, 50), 0.5)).max() < 1e-6
+
+
+def test_stable_rank_of_noise() -> None:
+    """Against `measure`, and the formula for noise against draws of several shapes."""
+    for rows, columns in ((10, 48), (64, 64), (96, 288), (300, 40)):
+        drawn = [_noise(rows, columns, seed=seed) for seed in range(8)]
+        found = [stable_rank(each) for each in drawn]
+        assert found[0] == pytest.approx(measure(drawn[0]).stable_rank)
+        assert sum(found) / 8 == pytest.approx(noise_stable_rank(rows, columns), rel=0.15)
+    assert stable_rank(torch.zeros(3, 4)) == 0
+    assert math.isnan(stable_rank(torch.tensor([[math.nan]])))

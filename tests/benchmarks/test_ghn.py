@@ -1,0 +1,37 @@
+"""The GHN benchmark at its smallest: every figure that it promises, in a sane range."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ghn.py"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
+def test_figures_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("ghn_benchmark", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "ghn_benchmark", module)  # its data classes look themselves up there
+    spec.loader.exec_module(module)
+    size = module.Size(models=("squeezenet1_1",), rounds=1, measured=2, meta_batch=("resnet-8-w4",))
+    monkeypatch.setattr(module, "QUICK", size)
+    monkeypatch.setattr(module, "HUNDRED", 10)
+    monkeypatch.setattr(module, "SMALL_NETWORK", "resnet-8-w4")
+    module.benchmark(json_file=tmp_path / "figures.json", quick=True)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {"git_commit", "torch_version", "machine", "load_average"} < set(figures)
+    for key in ("graph_s", "total_s", "peak_extra_ratio", "distinct_share", "rank_share", "stable_rank_share"):
+        for prefix in ("", "noise_"):
+            assert 0 < figures[f"{prefix}{key}/squeezenet1_1"] == figures[f"median_{prefix}{key}"], key
+    assert figures["graph_s/squeezenet1_1"] < figures["total_s/squeezenet1_1"]
+    assert figures["noise_distinct_share/squeezenet1_1"] > 0.95 and figures["noise_rank_share/squeezenet1_1"] == 1
+    assert figures["sample100_ratio"] == pytest.approx(figures["sample100_s"] / figures["sample1_s"])
+    assert 0 < figures["train_ghn_share"] < 1
+    assert "train_ghn_share" in capsys.readouterr().out
