@@ -343,8 +343,10 @@ def main(
     from rich.table import Table
 
     torch.set_num_threads(1)
-    chosen = {key: name for key, name in (("encoder", encoder), ("decoder", decoder)) if name is not None}
-    config = dataclasses.replace(config, ghn=dataclasses.replace(config.ghn, **chosen))
+    shape = dataclasses.replace(
+        config.ghn, encoder=encoder or config.ghn.encoder, decoder=decoder or config.ghn.decoder
+    )  # fmt: skip
+    config = dataclasses.replace(config, ghn=shape)
     ghn = fit(config, out, zoo=zoo, track=track, project=project)
     table = Table(
         "architecture", "test accuracy before training", "disagreement of members", title=f"{ghn.name}: {out}"
