@@ -72,7 +72,7 @@ class Size:
 
     models: tuple[str, ...] = MODELS
     rounds: int = 3
-    measured: int = 12  # tensors per model whose singular values are taken: the largest and evenly spread others
+    measured: int = 6  # tensors per model whose singular values are taken: the largest and evenly spread others
     meta_batch: tuple[str, ...] = META_BATCH
 
 
