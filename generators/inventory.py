@@ -44,6 +44,7 @@ class Role(str, Enum):
     LAYER_SCALE = "layer_scale"
     RELATIVE_BIAS = "relative_bias_table"
     GAIN = "gain"
+    OFFSET = "offset"  # one number that is added to a stream
     TEMPERATURE = "temperature"
     SLOPE = "activation_slope"
     MATRIX = "matrix"  # two or more axes, consumer unknown

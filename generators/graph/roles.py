@@ -142,7 +142,7 @@ def _free_role(graph: Graph, node: Node, info: ParameterInfo) -> Role:
         if axes > 1:
             return Role.POSITION_TABLE
         sources = (graph.nodes[index].kind for index in others)
-        return next((_BIAS[kind] for kind in sources if kind in _BIAS), Role.NORM_SHIFT) if axes else Role.OTHER
+        return next((_BIAS[kind] for kind in sources if kind in _BIAS), Role.NORM_SHIFT) if axes else Role.OFFSET
     if user.kind == "multiply":
         if any(_holds_scores(graph, index) for index in others) or user.attributes.get("activation") in _SOFTMAX:
             return Role.TEMPERATURE

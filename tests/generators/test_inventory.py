@@ -239,6 +239,15 @@ def test_free_parameters_of_torchvision_models(name, leaf, role, count):
     assert sum(info.blocks == 3 for info in found) == stacked[name], "query-key-value projections are recognised"
 
 
+def test_activations_with_numbers_of_their_own():
+    """MetaFormer's StarReLU: one gain and one offset for all channels, which keep the values of their constructor."""
+    model = nn.Sequential(nn.Linear(3, 4))
+    model.scale, model.bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(()))
+    model.forward = lambda x: model.scale * model[0](x).relu() ** 2 + model.bias
+    found = roles(model, trace(model))
+    assert (found["scale"], found["bias"]) == (Role.GAIN, Role.OFFSET)
+
+
 def test_embeddings_at_constant_places_are_position_tables():
     class Model(nn.Module):
         def __init__(self):
