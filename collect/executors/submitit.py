@@ -11,6 +11,8 @@ submitit keeps a pickle and two logs per job in a folder of its own; nothing in 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -100,13 +102,13 @@ class Submitit(Executor):
         workers: elements of the array that run at once at most.
         slurm: settings of `submitit.AutoExecutor.update_parameters`, such as `timeout_min`, `cpus_per_task` (each has a
             worker process), `mem_gb`, `slurm_partition`, `slurm_account`; numbers may come as text.
-        cluster: "slurm", or "local" for processes of this machine, all at once; None for SLURM where there is one.
+        cluster: "slurm"; or "local" for processes of this machine, all at once, to try things out.
         logs: folder of submitit's files; None for `slurm` in the zoo.
         poll: seconds between looks at the zoo and the jobs.
         grace: seconds that jobs have to save what they need when they are stopped.
 
     Raises:
-        ConfigError: submitit is not installed, or a setting makes no sense.
+        ConfigError: submitit is not installed, there is no SLURM here, or a setting makes no sense.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class Submitit(Executor):
         *,
         workers: int | None = None,
         slurm: Mapping[str, Any] | None = None,
-        cluster: str | None = None,
+        cluster: str = "slurm",
         logs: str | Path | None = None,
         poll: float = 5.0,
         grace: float = GRACE_SECONDS,
@@ -125,12 +127,19 @@ class Submitit(Executor):
         self._settings = DEFAULTS | {"slurm_array_parallelism": self._workers}
         self._settings |= {key: _value(value) for key, value in (slurm or {}).items()}
         self._logs = logs
+        if cluster == "slurm" and shutil.which("srun") is None:  # submitit would run the whole array here, at once
+            raise ConfigError(
+                "there is no SLURM on this machine (no srun in PATH); log in to the cluster, or train in worker "
+                "processes with --executor processes"
+            )
+        with tempfile.TemporaryDirectory() as empty:
+            self._array(empty)  # wrong settings are found before anything is written
 
-    def _array(self, folder: Path) -> Any:
+    def _array(self, logs: str | Path) -> Any:
         """The executor of submitit, with all settings."""
         try:
             limits = {f"{cluster}_max_num_timeout": TIMEOUTS for cluster in ("slurm", "local")}
-            array = self._submitit.AutoExecutor(self._logs or folder / LOGS, cluster=self._cluster, **limits)
+            array = self._submitit.AutoExecutor(logs, cluster=self._cluster, **limits)
             array.update_parameters(**self._settings)
         except (NameError, ValueError, TypeError, AssertionError, RuntimeError) as error:
             raise ConfigError(f"submitit does not take these settings: {str(error).splitlines()[0]}") from error
@@ -142,7 +151,7 @@ class Submitit(Executor):
             return
         attempts = list(self.waiting)
         self.waiting.clear()
-        array = self._array(attempts[0].folder)
+        array = self._array(self._logs or attempts[0].folder / LOGS)
         number = min(len(attempts), SLICES * self._workers)
         slices = [Slice(attempts[first::number], (), self._grace) for first in range(number)]  # of about equal cost
         with array.batch():

@@ -92,10 +92,16 @@ def test_of_a_lost_job_counts_what_lies_in_the_zoo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"slurm_partiton": "long"}, {"timeout_min": "soon"}])
-def test_settings_of_slurm_are_checked(tmp_path: Path, wrong: dict[str, str]) -> None:
-    executor = make("submitit", cluster="local", slurm=wrong)
+def test_settings_of_slurm_are_checked_before_anything_is_done(wrong: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=f"does not take these settings: .*{next(iter(wrong))}"):
-        collect(plan([SLOW], runs=1), tmp_path, executor=executor)
+        make("submitit", cluster="local", slurm=wrong)
+
+
+def test_without_slurm_nothing_starts_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself, submitit would run the whole array here, all elements at once."""
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="no SLURM on this machine .*--executor processes"):
+        make("submitit")
 
 
 def test_slices_have_a_share_of_the_long_tasks_each_and_the_array_a_cap(
