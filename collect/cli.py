@@ -16,6 +16,7 @@ from collect.card import place_of
 from collect.card import write as write_card
 from collect.durable import durable
 from collect.flags import RunConfig
+from collect.perform import known_device
 from collect.plan import Task, digest, read, saved_plans, write
 from collect.provenance import provenance
 from collect.runner import collect
@@ -122,6 +123,7 @@ def run(config: Annotated[RunConfig, tyro.conf.arg(name="")]) -> None:
     else:
         raise ConfigError("nothing to train: name --architectures, like resnet-8-w4, or a --plan")
     executor = config.made_executor()
+    known_device(config.device)
     _refuse_newer(tasks, config.out)
     how = {name: value for name, value in asdict(config).items() if name in NOT_PLANNED}
     stored = {"format": 2, "command": "collect run", "spec": spec, "config": how, "provenance": provenance()}

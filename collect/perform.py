@@ -31,7 +31,7 @@ class Outcome:
     seconds: float = 0.0
     error: str = ""  # one line; empty if the population is stored
     detail: str = ""  # the traceback of what is nobody's wrong input
-    fatal: bool = False  # the folder cannot be written: no task would fare better
+    fatal: bool = False  # the folder cannot be written, the device is not there: no task would fare better
 
 
 @functools.lru_cache(maxsize=2)
@@ -43,13 +43,28 @@ def _images(name: str, root: Path | None, digest: str) -> data.ImageSet:
     return images
 
 
+class DeviceError(ConfigError):
+    """A device that torch does not know, or that is not there."""
+
+
+def known_device(device: str) -> torch.device:
+    """The device, if there is such a kind; whether it is there is for the process to find out that trains on it."""
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"cannot train on device {device!r}: torch knows no such device, but cpu, cuda, cuda:1, ...; leave it "
+            "out to train on the CPU"
+        ) from error
+
+
 def _usable(device: str) -> torch.device:
     """The device, if torch knows it and it is there."""
     try:
-        return torch.empty(0, device=device).device
+        return torch.empty(0, device=known_device(device)).device
     except (RuntimeError, AssertionError) as error:  # how torch says so differs from device to device
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"cannot train on device {device!r}: {reason}; leave it out to train on the CPU") from error
+        raise DeviceError(f"cannot train on device {device!r}: {reason}; leave it out to train on the CPU") from error
 
 
 def perform(
@@ -85,7 +100,7 @@ def perform(
     except Interrupted:
         raise
     except PowerhouseError as error:
-        return Outcome(task, error=str(error), fatal=isinstance(error, ZooError))
+        return Outcome(task, error=str(error), fatal=isinstance(error, ZooError | DeviceError))
     except Exception as error:  # a fault of the engine or of a third party's initialiser
         return Outcome(task, error=f"{type(error).__name__}: {error}", detail=f"\n{traceback.format_exc()}")
     return Outcome(task, diverged=population.status.count("diverged"), seconds=population.seconds)

@@ -20,7 +20,7 @@ from collect.durable import sweep
 from collect.executors import Executor, make
 from collect.executors.attempt import Attempt, Elsewhere, check, free
 from collect.executors.base import Result
-from collect.perform import Outcome
+from collect.perform import Outcome, known_device
 from collect.plan import Task, save
 from generators.commandline import Interrupted
 from generators.errors import ConfigError, PowerhouseError, ZooError
@@ -150,8 +150,9 @@ def collect(
     Raises:
         Interrupted: by SIGINT, SIGTERM or the loss of a worker; the workers have ended and what is finished is stored.
         CollectError: some populations could not be trained; all others are stored.
-        ZooError: the folder cannot be written, or holds a population of the plan that a newer version wrote.
-        ConfigError: a negative number of workers, or one beside an executor.
+        ZooError: the folder cannot be written, or holds a population of the plan that a newer version wrote; or the
+            device is not there.
+        ConfigError: a negative number of workers, or one beside an executor; no such kind of device.
     """
     # Resolved, for other processes may have another working folder.
     folder, root = Path(folder).resolve(), None if root is None else Path(root).resolve()
@@ -160,6 +161,7 @@ def collect(
             f"workers must be at least 0 (0: train in this process), got {workers}" if executor is None
             else "workers are a setting of the executor, where there is one"
         )  # fmt: skip
+    known_device(device)
     executor = executor or (make("here") if workers == 0 else make("processes", workers=workers))
     attempt = functools.partial(Attempt, folder=folder, root=root, device=device)
     tasks = list({task.id: task for task in tasks}.values())

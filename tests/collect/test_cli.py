@@ -103,6 +103,7 @@ def test_from_a_spec_over_a_plan_to_the_zoo_that_the_flags_make(
         (["--epochs", "0"], ["epochs", "at least 1"]),
         (["--runs", "0"], ["runs", "at least 1"]),
         (["--batch-size", "9999"], ["1295 training images"]),
+        (["--device", "cudda"], ["cannot train on device 'cudda'", "cuda:1"]),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(

@@ -275,6 +275,16 @@ def test_diverged_networks_are_stored_and_counted(tmp_path: Path) -> None:
     assert result.diverged == 2 and len(digests(tmp_path)) == 1
 
 
+def test_a_device_that_is_not_there_is_told_once(tmp_path: Path) -> None:
+    """One that cannot be anywhere before anything is written; another by the first process that tries."""
+    with pytest.raises(ConfigError, match="cannot train on device 'abacus'"):
+        collect(plan([TINY], runs=2, together=1), tmp_path / "zoo", workers=0, device="abacus")
+    assert not (tmp_path / "zoo").exists()
+    with pytest.raises(ZooError, match="cannot train on device 'cuda:99'"):
+        collect(plan([TINY], runs=2, together=1), tmp_path / "zoo", workers=0, device="cuda:99")
+    assert not list(tmp_path.glob("zoo/*.h5"))
+
+
 def test_check_and_wrong_workers(tmp_path: Path) -> None:
     (task,) = plan([TINY], runs=1)
     assert check(task, tmp_path) == ""
