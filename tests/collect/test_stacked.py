@@ -16,7 +16,7 @@ from generators.errors import ConfigError
 from generators.initialiser import init
 
 SHAPE = (1, 8, 8)
-NETWORKS = ("resnet-8-w4", "vgg-3-w5", "mobilenet-4-w6", "mlp-2-w12", "vit-2-w16")
+NETWORKS = ("resnet-8-w4", "vgg-3-w5", "mobilenet-4-w6", "cnn-3-w8", "mlp-2-w12", "vit-2-w16")
 MEMBERS = 3
 
 
