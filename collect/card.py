@@ -54,7 +54,7 @@ def _sections(zoo: Zoo, picture: str, licence: str) -> Iterable[str]:
     populations = zoo.populations
     runs, states = len(zoo), sum(len(each) * len(each.checkpoint_epochs) for each in populations)
     weights = sum(each.header.weights.shape[2] * len(each) * len(each.checkpoint_epochs) for each in populations)
-    status = Counter(run["status"] for run in zoo.runs)
+    status = Counter(zoo.column("status").tolist())
     yield f"# Zoo {zoo.folder.stem}\n\nTrained neural networks with their learning curves.\n"
     yield _table(
         ("what", "how many"),
@@ -104,7 +104,7 @@ def _factors(zoo: Zoo) -> tuple[list[tuple[str, int, str]], dict[str, Any]]:
     """Fields of the recipe, and the seed, that differ: (name, number of values, range or list); and the others."""
     swept, fixed = [], {}
     for name in ("seed", *(field.name for field in fields(Recipe))):
-        values = sorted({run[name] for run in zoo.runs}, key=lambda value: (isinstance(value, str), value))
+        values = sorted(set(zoo.column(name).tolist()), key=lambda value: (isinstance(value, str), value))
         if len(values) == 1:
             fixed[name] = json.dumps(values[0])
         elif len(values) > MOST_VALUES:

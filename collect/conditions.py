@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from collect.index import SPLITS
 from collect.runs import Coded, Column, Runs, values_of
 from generators.errors import ConfigError, unknown_name
 
+VALUES = {"split": tuple(SPLITS), "status": ("ok", "diverged", "stopped")}  # all that these columns can hold
 SEVERAL = list | tuple | set | frozenset | range  # what stands for "one of these"
 
 
@@ -61,7 +63,7 @@ def condition(runs: Runs, name: str, wanted: Any) -> np.ndarray:
         wanted: what its value is compared with; a list, tuple, set or range without a suffix means `in`.
 
     Raises:
-        UnknownNameError: no such column or no such comparison.
+        UnknownNameError: no such column, no such comparison, or a value that the column never has (`VALUES`).
         ConfigError: `in` without several values, or text compared with a number.
     """
     short, _, suffix = name.partition("__")
@@ -71,6 +73,10 @@ def condition(runs: Runs, name: str, wanted: Any) -> np.ndarray:
     suffix = suffix or ("in" if isinstance(wanted, SEVERAL) else "eq")
     if suffix == "in" and not isinstance(wanted, SEVERAL):
         raise ConfigError(f"where: {name} needs a list, tuple, set or range of values, got {wanted!r}")
+    if column in VALUES and suffix in ("eq", "ne", "in"):
+        for value in wanted if isinstance(wanted, SEVERAL) else (wanted,):
+            if value not in VALUES[column]:
+                raise unknown_name(column, str(value), VALUES[column], way_out=f"Known: {', '.join(VALUES[column])}.")
     if not len(runs):
         return np.zeros(0, dtype=bool)
     try:

@@ -42,7 +42,10 @@ def matching(
 
     Raises:
         UnknownNameError: there is no such role.
+        ConfigError: `kernel` is no tuple.
     """
+    if kernel is not None and not isinstance(kernel, tuple | list):
+        raise ConfigError(f"kernel has one number per spatial axis, as in (3, 3), got {kernel!r}")
     if role is not None and role not in {each.value for each in Role}:
         raise unknown_name("role", role, [each.value for each in Role])
     return [

@@ -75,7 +75,9 @@ class Place:
         Raises:
             IndexError: no such checkpoint.
         """
-        index, early = range(self.checkpoints)[checkpoint], self.trajectory.shape[1]
+        if not -self.checkpoints <= checkpoint < self.checkpoints:
+            raise IndexError(f"no checkpoint {checkpoint}: population {self.id} has {self.checkpoints} of them")
+        index, early = checkpoint % self.checkpoints, self.trajectory.shape[1]
         return ("trajectory", index) if index < early else ("weights", index - early)
 
     def state(self, checkpoint: int) -> np.ndarray:

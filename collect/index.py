@@ -37,7 +37,7 @@ from generators.errors import ZooError
 log = logging.getLogger(__name__)
 
 NAME = "index.npz"
-VERSION = 1
+VERSION = 2
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 ENTRY = ("id", "file", "size", "mtime_ns", "digest", "weights", "buffers", "trajectory", "runs", "checkpoints", "early",
          "layout", "buffer_layout")  # fmt: skip
@@ -65,8 +65,9 @@ class Index:
     """All runs of some populations, and where these lie.
 
     Attributes:
-        runs: the columns id, population, row, seed, status, split, every field of the recipe, and the last value of
-            every metric; the codes of `population` are numbers of populations.
+        runs: the columns id, population, row, seed, status, split, every field of the recipe, family, depth and width
+            of the architecture, and the last value of every metric; the codes of `population` are numbers of
+            populations.
         populations: arrays [number of populations] named by `ENTRY`: the id, the file's name, size and mtime_ns, the
             digest, where weights, buffers and trajectory start, how many runs, checkpoints and float16 checkpoints
             there are, and the numbers of its layouts.
@@ -135,6 +136,7 @@ def _entry(header: Header, *, file: str = "", size: int = 0, mtime_ns: int = 0) 
     factors = {name: _coded(table[name]) for name in table.dtype.names or () if name not in ("id", "seed")}
     defaults = {name: Coded.of([value]) for name, value in DEFAULTS.items() if name not in factors}
     older = {name: column[np.zeros(runs, dtype=int)] for name, column in defaults.items()}  # fields came later
+    architecture = json.loads(header.architecture_json)
     columns: dict[str, Column] = {
         "id": np.array(ids, dtype=np.bytes_),
         "population": Coded.of([header.id] * runs),
@@ -143,6 +145,7 @@ def _entry(header: Header, *, file: str = "", size: int = 0, mtime_ns: int = 0) 
         "seed": table["seed"].copy(),
         **factors,
         **older,
+        **{name: Coded.of([architecture[name]] * runs) for name in ("family", "depth", "width")},
         **dict(zip(header.metric_names, header.metrics[:, -1].T.copy(), strict=True)),
     }
     populations = {

@@ -196,8 +196,8 @@ class Zoo:
 
     Attributes:
         runs: one dict per run, made when it is asked for (`collect.runs.Runs`): id, population, row, seed, status,
-            split, every field of the recipe (architecture, init, lr, ...), and the last value of every metric under the
-            metric's name (test_accuracy, ...).
+            split, every field of the recipe (architecture, init, lr, ...), family, depth and width of the architecture,
+            and the last value of every metric under the metric's name (test_accuracy, ...).
         bad: file -> why it cannot be used. Bad files are neither used nor deleted.
         repeated: how many runs were found a second time, in another population; each run counts once.
 
@@ -319,6 +319,8 @@ class Zoo:
 
     def _labels(self, names: Sequence[str]) -> Tensor:
         """Columns as float32 [runs, len(names)]."""
+        if isinstance(names, str):
+            raise ConfigError(f"labels are several columns, as in ({names!r},), got {names!r}")
         columns = [self.column(name) for name in names]
         for name, column in zip(names, columns, strict=True):
             if column.dtype.kind not in "bif":

@@ -185,6 +185,10 @@ def test_requests_that_have_no_answer(zoo: Zoo, chosen: Zoo) -> None:
         chosen.matrix(checkpoint=2)
     with pytest.raises(ConfigError, match="no run was chosen"):
         chosen.where(seed=99).matrix()
+    with pytest.raises(ConfigError, match=r"as in \(3, 3\), got 3"):
+        chosen.matrix(kernel=3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"as in \('lr',\)"):
+        chosen.flat(labels="lr")
     with pytest.raises(IndexError):
         chosen.flat()[6]
     with pytest.raises(ConfigError, match="at least 1"):

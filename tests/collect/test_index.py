@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from collect import data, index, zoo_file
+from collect.architectures import parse
 from collect.population import Population, train
 from collect.recipe import ADDED, Recipe
 from collect.zoo import Zoo, scan, split_of
@@ -52,7 +53,7 @@ def expected_runs(folder: Path) -> list[dict[str, Any]]:
             if run["id"] not in seen:
                 last = zip(header.metric_names, header.metrics[row, -1].tolist(), strict=True)
                 place = {"id": run["id"], "population": header.id, "row": row, "split": split_of(run["id"])}
-                found.append(place | run | dict(last))
+                found.append(place | run | vars(parse(run["architecture"])) | dict(last))
             seen.add(run["id"])
     return found
 

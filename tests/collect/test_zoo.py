@@ -161,6 +161,23 @@ def test_tensors_against_state_dicts_and_the_inventory(zoo: Zoo) -> None:
     assert not np.array_equal(start, next(zoo.where(lr=0.1, seed=1).tensors())[-1])
 
 
+def test_family_depth_and_width_are_columns(zoo: Zoo) -> None:
+    for run in zoo.runs:
+        assert run["architecture"] == f"{run['family']}-{run['depth']}-w{run['width']}"
+    assert zoo.column("width").dtype == np.int64
+    assert zoo.where(family="resnet").runs == zoo.where(width__lt=8).runs == zoo.where(arch="resnet-8-w4").runs
+
+
+def test_what_is_not_there_is_named(zoo: Zoo) -> None:
+    with pytest.raises(IndexError, match=r"no checkpoint 3: population .* has 3"):
+        zoo.module(0, checkpoint=3)
+    with pytest.raises(UnknownNameError, match=r"'val'.*validation"):
+        zoo.where(split="val")
+    with pytest.raises(UnknownNameError, match=r"status 'failed'.*Known: ok, diverged, stopped"):
+        zoo.where(status=["ok", "failed"])
+    assert len(zoo.where(status__startswith="div")) == 3
+
+
 def test_splits_depend_on_the_id_alone(zoo: Zoo) -> None:
     """Known ids stay where they are for ever; shares are 80, 10 and 10 %."""
     for name, numbers in PINNED.items():
