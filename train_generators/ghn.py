@@ -140,7 +140,7 @@ def train_step(
     losses: list[Tensor] = []
     parts: dict[str, float] = {}
     if objective.images or objective.adapted:
-        decoded = generate(torch.randn(config.draws, subject.nodes, config.ghn.code, generator=draw))
+        decoded = generate(torch.randn(config.draws, subject.codes, config.ghn.code, generator=draw))
     if objective.images:
         logits = subject.logits(decoded, images.expand(config.draws, *images.shape))
         loss, found = images_loss(logits, labels, config.cosine_weight)

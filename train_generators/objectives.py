@@ -124,7 +124,7 @@ class Teachers(nn.Module):
         zoo: the collected networks; diverged ones are left out.
         subjects: the architectures.
         images: the data, which must be what the networks were trained on.
-        code: length of a code per node; 0 for a GHN without codes, which then fits the mean of the networks.
+        code: length of a code; 0 for a GHN without codes, which then fits the mean of the networks.
 
     Raises:
         ConfigError: an architecture without networks in the zoo, or other data.
@@ -148,7 +148,7 @@ class Teachers(nn.Module):
                 )
             self._views[subject.name] = views
             count = sum(len(view) for view in views)
-            codes[subject.name] = nn.Parameter(torch.zeros(count, subject.nodes, code))
+            codes[subject.name] = nn.Parameter(torch.zeros(count, subject.codes, code))
         self.codes = nn.ParameterDict({self._key(name): value for name, value in codes.items()})
 
     @staticmethod
@@ -160,7 +160,7 @@ class Teachers(nn.Module):
         return len(self.codes[self._key(name)])
 
     def code(self, name: str, number: int) -> Tensor:
-        """The code `[nodes, code]` of one network."""
+        """The code `[codes, code]` of one network."""
         return self.codes[self._key(name)][number]
 
     def state(self, name: str, number: int) -> dict[str, Tensor]:
@@ -183,7 +183,7 @@ def zoo_loss(
         subject: their architecture.
         decoded: of one draw, made from `code`: name -> `[1, *shape]`.
         teacher: tensors of the collected network, name -> `[1, *shape]`.
-        code: `[nodes, code]`.
+        code: `[codes, code]`.
         images: `[B, C, H, W]`; both networks use the statistics of this batch.
         prior: weight of the mean square of the code.
     """

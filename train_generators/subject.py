@@ -20,6 +20,7 @@ class Subject:
     """One architecture in training: how to run it, what to decode, and what the fallback gives.
 
     Attributes:
+        codes: how many noise codes a member has: one per node of the graph, or one in all.
         fixed: what is not decoded, as the fallback gives it: name -> `[draws, *shape]`.
         buffers: running statistics of `draws` members; nothing reads them.
     """
@@ -30,6 +31,7 @@ class Subject:
         self.name = name
         self.form: Form = choose(name, shape=images.shape, classes=classes)
         self.plan: DecodePlan = ghn.plan(module, torch.zeros(1, *images.shape))
+        self.codes = ghn.code_nodes(self.plan)
         proposal, request = Proposal(), Request(self.plan.found)
         for info in self.plan.found:
             if info.name in self.plan.left_out:
@@ -40,11 +42,6 @@ class Subject:
         self.buffers = {
             name: value.detach().expand(draws, *value.shape).clone() for name, value in module.named_buffers()
         }
-
-    @property
-    def nodes(self) -> int:
-        """Nodes of the graph, each of which has a noise code."""
-        return len(self.plan.table.features)
 
     def logits(self, decoded: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits `[M, B, classes]` of M generated networks on images `[M, B, C, H, W]`, batch statistics.

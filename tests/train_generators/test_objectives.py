@@ -41,7 +41,7 @@ def zoo(images, tmp_path_factory):
 
 def generated(ghn: GHN, subject: Subject, draws: int) -> dict[str, torch.Tensor]:
     draw = stream(0, "test")
-    codes = torch.randn(draws, subject.nodes, ghn.config.code, generator=draw)
+    codes = torch.randn(draws, subject.codes, ghn.config.code, generator=draw)
     return ghn.predict(subject.plan, codes, lambda _, shape: torch.randn(shape, generator=draw))
 
 
@@ -110,10 +110,10 @@ def test_zoo_loss_against_the_definition(images, zoo):
     ghn = GHN(SHAPE)
     subject = Subject(NAME, ghn, images, draws=1)
     teachers = Teachers(zoo, [subject], images, code=SHAPE.code)
-    assert teachers.count(NAME) == 3 and teachers.code(NAME, 1).shape == (subject.nodes, SHAPE.code)
+    assert teachers.count(NAME) == 3 and teachers.code(NAME, 1).shape == (subject.codes, SHAPE.code)
     pictures = images.train.images[:32]
     with torch.no_grad():
-        teachers.code(NAME, 1).copy_(torch.randn(subject.nodes, SHAPE.code, generator=stream(1, "code")))
+        teachers.code(NAME, 1).copy_(torch.randn(subject.codes, SHAPE.code, generator=stream(1, "code")))
     decoded = generated(ghn, subject, 1)
     code, state = teachers.code(NAME, 1), teachers.state(NAME, 1)
     loss, parts = zoo_loss(subject, decoded, state, code, pictures, prior=0.5)
@@ -181,6 +181,16 @@ def test_fitting_a_zoo_learns_its_networks(images, zoo, tmp_path):
     divergences = [row["zoo_divergence"] for row in read_log(tmp_path / "out" / "training") if "zoo_divergence" in row]
     assert sum(divergences[-3:]) < 0.5 * sum(divergences[:3])
     assert ghn.card["metrics"][NAME]["test accuracy before training"] > 0.3
+
+
+def test_one_code_per_network_is_trained_as_such(images, zoo, tmp_path):
+    """Codes of draws and of collected networks are `[1, code]` then."""
+    shape = replace(SHAPE, code_per="network")
+    subject = Subject(NAME, GHN(shape), images, draws=1)
+    assert subject.codes == 1
+    assert Teachers(zoo, [subject], images, code=4).code(NAME, 0).shape == (1, 4)
+    config = replace(CONFIG, ghn=shape, steps=2, objective=Objective(zoo=1.0))
+    assert fit(config, tmp_path / "out", zoo=zoo, images=images, quiet=True).config.code_per == "network"
 
 
 def test_what_is_refused(images, zoo, tmp_path):
