@@ -145,6 +145,8 @@ def run(config: Annotated[RunConfig, tyro.conf.arg(name="")]) -> None:
 def status(folder: tyro.conf.Positional[Path]) -> None:
     """Show what a zoo holds and what its plans still miss.
 
+    Example: python -m collect status zoo/
+
     Args:
         folder: the zoo.
     """
@@ -168,6 +170,8 @@ def status(folder: tyro.conf.Positional[Path]) -> None:
 def verify(folder: tyro.conf.Positional[Path]) -> None:
     """Compare every byte of weights and metrics in a zoo with its digests; exit code 2 if a file is damaged.
 
+    Example: python -m collect verify zoo/
+
     Args:
         folder: the zoo.
     """
@@ -184,6 +188,8 @@ def verify(folder: tyro.conf.Positional[Path]) -> None:
 def pack(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> None:
     """Copy every whole population of a zoo into one HDF5 file, to publish; `Zoo(OUT.h5)` reads it where it lies.
 
+    Example: python -m collect pack zoo/ zoo.h5
+
     Args:
         folder: the zoo.
         out: the file to make.
@@ -197,6 +203,8 @@ def pack(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) ->
 
 def card(folder: tyro.conf.Positional[Path], *, out: Path | None = None, licence: str | None = None) -> None:
     """Write the data card of a zoo: counts, factors, accuracies with a picture, failures, duplicates, how to cite.
+
+    Example: python -m collect card zoo/ --licence CC-BY-4.0
 
     Args:
         folder: the zoo, a folder or a packed file.

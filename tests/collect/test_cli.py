@@ -171,6 +171,10 @@ def test_help_teaches_with_an_example(capsys: pytest.CaptureFixture, monkeypatch
             ["run", "--help"],
             ["python -m collect run --data digits", "--architectures", "resnet-20-w16", "--first-seed"],
         ),
+        *(
+            ([name, "--help"], [f"Example: python -m collect {name} zoo/"])
+            for name in ("status", "verify", "pack", "card")
+        ),
     ):
         monkeypatch.setattr(sys, "argv", ["collect", *arguments])
         with pytest.raises(SystemExit) as left:
