@@ -81,6 +81,13 @@ class Overflowing(nn.Module):
         return self.layer(x) + torch.inf
 
 
+class Hiding(Overflowing):
+    """A layer is infinite, but nothing of it is returned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x + torch.inf)[:0]
+
+
 class Unreported(nn.Module):
     """Its state dict does not hold its second parameter, as if it were not there."""
 
@@ -101,6 +108,7 @@ class Unreported(nn.Module):
     ("model", "reason"),
     [
         (Overflowing, "the forward after he is not finite"),
+        (Hiding, "the forward after he is not finite"),
         (Unreported, "lost"),
         (lambda: nn.ReLU(), "ModelError: ReLU has no parameters"),
     ],
