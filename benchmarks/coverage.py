@@ -42,7 +42,7 @@ from torch.nn.modules.batchnorm import _NormBase  # noqa: E402
 import generators  # noqa: E402
 from collect.durable import durable  # noqa: E402
 from collect.provenance import provenance  # noqa: E402
-from generators.commandline import progress, run  # noqa: E402
+from generators.commandline import Interrupted, progress, run  # noqa: E402
 from generators.errors import unknown_name  # noqa: E402
 from generators.graph import trace  # noqa: E402
 from generators.graph.drafts import tensors_in  # noqa: E402
@@ -266,6 +266,8 @@ def check(name: str, ghn: Any) -> Outcome:
             warnings.simplefilter("ignore")
             torch.default_generator.manual_seed(0)
             contract(FAMILIES[family].build(own), ghn, outcome)
+    except Interrupted:
+        raise
     except Exception as error:
         outcome.reason = " ".join(f"{type(error).__name__}: {error}".split())
     return outcome

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from generators.commandline import Interrupted
 from generators.errors import UnknownNameError
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
@@ -50,6 +51,15 @@ def test_models_and_families_alone(benchmark: ModuleType, tmp_path: Path) -> Non
     assert benchmark.selected(("plain/mlp", "transformers")) == [
         "transformers/gpt2", "transformers/bert", "transformers/llama", "transformers/t5", "plain/mlp"
     ]  # fmt: skip
+
+
+def test_an_interruption_is_no_reason(benchmark: ModuleType, monkeypatch) -> None:
+    def interrupted() -> None:
+        raise Interrupted("asked to terminate")
+
+    monkeypatch.setitem(benchmark.PLAIN, "mlp", interrupted)
+    with pytest.raises(Interrupted):
+        benchmark.check("plain/mlp", "he")
 
 
 def test_the_subset_is_part_of_the_whole(benchmark: ModuleType) -> None:
