@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from generators.commandline import Interrupted
 from generators.errors import TraceError
 from generators.graph.assemble import assemble
 from generators.graph.contract import Builder
@@ -162,6 +163,8 @@ def _run(model: nn.Module, inputs: Inputs, *, meta: bool, training: bool) -> Gra
     try:
         with recorder.watching():
             result = replica.module(*args, **kwargs)
+    except Interrupted:
+        raise
     except Exception as error:
         raise _Failure(error, _where(error, replica), recorder.operations) from error
     outputs = list(tensors_in(result))

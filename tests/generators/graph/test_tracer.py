@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from generators.commandline import Interrupted
 from generators.errors import TraceError
 from generators.graph import trace
 from generators.inventory import inventory
@@ -127,6 +128,16 @@ def test_work_grows_with_the_edges():
 def test_models_that_cannot_be_traced(model, message):
     with pytest.raises(TraceError, match=message):
         trace(model)
+
+
+def test_an_interruption_is_no_fault_of_the_model():
+    """A command that is asked to terminate while it traces stays resumable."""
+
+    def interrupted(m, x):
+        raise Interrupted("asked to terminate")
+
+    with pytest.raises(Interrupted):
+        trace(Forward(interrupted, a=nn.Linear(3, 2)))
 
 
 def test_scripted_modules_are_refused():
