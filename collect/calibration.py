@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from collect.forms import Form, Loop
 from collect.grouped import Tensors
 from collect.metrics import losses
 from collect.optimisation import OPTIMISERS
 from collect.recipe import Recipe
-from collect.stacked import Form, Loop
 from generators.seeds import stream
 
 log = logging.getLogger(__name__)

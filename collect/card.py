@@ -15,7 +15,8 @@ import numpy as np
 from collect.durable import durable
 from collect.packed import zoo_digest
 from collect.recipe import Recipe
-from collect.zoo import PopulationView, Zoo
+from collect.view import PopulationView
+from collect.zoo import Zoo
 
 PAPER = (
     "C. Harder, M. Fuchs, Y. Tolkach, A. Mukhopadhyay: From Pointwise to Powerhouse: Initialising Neural Networks with "

@@ -29,7 +29,7 @@ from generators.errors import ConfigError, unknown_name
 from generators.inventory import Role
 
 if TYPE_CHECKING:
-    from collect.zoo import PopulationView
+    from collect.view import PopulationView
 
 MAPS = 256  # files that one process keeps mapped; each holds a file descriptor
 BLOCK = 4096  # runs that a block shuffle holds in RAM

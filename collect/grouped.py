@@ -173,7 +173,7 @@ class Grouped:
             )
 
     def __call__(self, parameters: Tensors, buffers: Tensors, images: Tensor, *, training: bool) -> Tensor:
-        """Logits `[K, N, classes]` for images `[K, N, C, H, W]`; see `collect.stacked.Form`."""
+        """Logits `[K, N, classes]` for images `[K, N, C, H, W]`; see `collect.forms.Form`."""
         self.module.train(training)
         members = len(images)
         tensors = parameters | buffers

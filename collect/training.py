@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from collect import architectures, stacked
+from collect import architectures, forms, stacked
 from collect.augmentation import Batches
 from collect.cost import operations
 from collect.data import ImageSet
@@ -57,11 +57,11 @@ class Setup:
         self.evaluations = np.arange(recipe.epochs * recipe.evaluations_per_epoch + 1) / recipe.evaluations_per_epoch
         self.evaluation_steps = np.rint(self.evaluations * self.steps_per_epoch).astype(np.int64)
         self.shape, self.classes = images.shape, len(images.classes)
-        self.form = stacked.choose(
+        self.form = forms.choose(
             recipe.architecture, shape=self.shape, classes=self.classes, precision=recipe.precision,
             compiled=operations(recipe, images) >= COMPILED_FROM, dropout=recipe.dropout > 0,
         )  # fmt: skip
-        template = stacked.template(recipe.architecture, shape=self.shape, classes=self.classes)
+        template = forms.template(recipe.architecture, shape=self.shape, classes=self.classes)
         self.layout, self.buffer_layout = layouts(template)
         chain = resolve(recipe.init)
         self._init = chain[0] if len(chain) == 1 else recipe.init  # a learned one is read once, not once per member

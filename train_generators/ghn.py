@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from collect.architectures import parse
 from collect.data import ImageSet, load
 from collect.durable import durable
+from collect.forms import choose
 from collect.provenance import versions
-from collect.stacked import choose
 from collect.zoo import Zoo
 from generators.checkpoint import save
 from generators.commandline import progress

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from collect.data import ImageSet
-from collect.zoo import PopulationView, Zoo
+from collect.view import PopulationView
+from collect.zoo import Zoo
 from generators.errors import ConfigError
 from train_generators.subject import Subject
 
@@ -167,7 +168,7 @@ class Teachers(nn.Module):
         """Weights and buffers of one network, name -> `[1, *shape]`."""
         for view in self._views[name]:
             if number < len(view):
-                chosen = PopulationView(view.header, (view.rows[number],))
+                chosen = PopulationView(view.place, (view.rows[number],))
                 return chosen.states()
             number -= len(view)
         raise IndexError(f"no network {number} of {name}")

@@ -8,7 +8,7 @@ from torch import Tensor
 from collect.architectures import build, parse
 from collect.augmentation import Batches
 from collect.data import ImageSet
-from collect.stacked import Form, choose
+from collect.forms import Form, choose
 from generators.ghn.ghn import GHN
 from generators.ghn.plan import DecodePlan
 from generators.initialiser import Proposal, Request

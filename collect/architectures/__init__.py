@@ -1,7 +1,7 @@
 """Architecture families with free depth and width, for zoos of many small networks.
 
 A network is named `FAMILY-DEPTH-wWIDTH`, such as `resnet-20-w16`. All families are made of leaf modules, additions and
-little else, so that `collect.stacked` can train K of them as one grouped network.
+little else, so that `collect.forms` can train K of them as one grouped network.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from generators.errors import ConfigError
 class Shortcut(nn.Module):
     """Option A: every `stride`-th pixel, and zero channels on both sides up to `outputs`; no parameters.
 
-    A leaf for `collect.stacked`, which has a rule for it.
+    A leaf for `collect.grouped`, which has a rule for it.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:

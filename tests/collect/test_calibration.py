@@ -7,9 +7,9 @@ import torch
 
 from collect import calibration
 from collect.calibration import Calibration, calibrate, cut, divide, unit
+from collect.forms import Loop, choose, template
 from collect.grouped import Grouped
 from collect.recipe import Recipe
-from collect.stacked import Loop, choose, template
 
 SHAPE = (1, 8, 8)
 RECIPE = Recipe(architecture="cnn-3-w8", batch_size=32)

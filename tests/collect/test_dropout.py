@@ -10,10 +10,10 @@ from torch import nn
 
 from collect.data import ImageSet, load
 from collect.dropout import MaskedLinear, Masks, mask_classifier
+from collect.forms import Loop, Vmap, agree, choose, template
 from collect.grouped import Grouped
 from collect.population import train
 from collect.recipe import Recipe
-from collect.stacked import Loop, Vmap, agree, choose, template
 from generators.commandline import Interrupted
 from generators.errors import ConfigError
 from generators.seeds import stream

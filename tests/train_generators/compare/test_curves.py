@@ -17,7 +17,7 @@ STEPS = np.array([0, 20, 40])
 
 @dataclass
 class StandIn:
-    """What `curves` reads of a `collect.zoo.PopulationView`; one accuracy per run, at every evaluation."""
+    """What `curves` reads of a `collect.view.PopulationView`; one accuracy per run, at every evaluation."""
 
     recipe: Recipe
     seeds: tuple[int, ...]
