@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from collect import packed
+from collect import index, packed
 from collect.card import place_of
 from collect.card import write as write_card
-from collect.durable import durable
 from collect.flags import RunConfig
-from collect.perform import known_device
-from collect.plan import Task, digest, read, saved_plans, write
+from collect.index import Index
+from collect.plan import read, saved_plans, write
 from collect.provenance import provenance
 from collect.runner import collect
 from collect.screens import in_words, plan_table, show, swept, table_of, zoo_table
 from collect.spec import tasks_of
 from collect.standing import standings
 from collect.zoo import Zoo, scan
-from collect.zoo_file import NewerSchemaError, path_of
 from generators.commandline import progress
 from generators.errors import ConfigError, ZooError
 
@@ -84,7 +81,8 @@ def plan(
 
 
 # Flags that say where and how, not what.
-NOT_PLANNED = ("out", "plan", "workers", "device", "executor", "address", "slurm", "data_root", "download")
+NOT_PLANNED = ("out", "plan", "workers", "device", "executor", "address", "slurm", "data_root", "download",
+               "verify")  # fmt: skip
 
 
 def _refuse_flags(path: Path) -> None:
@@ -98,17 +96,12 @@ def _refuse_flags(path: Path) -> None:
         )
 
 
-def _refuse_newer(tasks: Sequence[Task], folder: Path) -> None:
-    """Raise `NewerSchemaError` if a newer version wrote a population of the plan."""
-    files = {path_of(folder, task.id) for task in tasks}
-    _, bad = scan(folder) if folder.is_dir() else ((), {})
-    for path, error in bad.items():
-        if isinstance(error, NewerSchemaError) and path in files:
-            raise error
-
-
 def run(config: Annotated[RunConfig, tyro.conf.arg(name="")]) -> None:
     """Train networks and store them; given again, it trains what is missing.
+
+    What is there is believed if the zoo's index knows a file of its size and time of change; other files are opened and
+    their structure is checked. With --verify, every byte is compared with the digests. Damaged files are moved aside
+    and their networks trained anew.
 
     Example: python -m collect run --data digits --architectures resnet-8-w8 resnet-14-w8 --init he --runs 8
     --epochs 20 --out zoo/, or, after python -m collect plan SPEC.json --out PLAN.json: python -m collect run --plan
@@ -123,46 +116,51 @@ def run(config: Annotated[RunConfig, tyro.conf.arg(name="")]) -> None:
     else:
         raise ConfigError("nothing to train: name --architectures, like resnet-8-w4, or a --plan")
     executor = config.made_executor()
-    known_device(config.device)
-    _refuse_newer(tasks, config.out)
     how = {name: value for name, value in asdict(config).items() if name in NOT_PLANNED}
     stored = {"format": 2, "command": "collect run", "spec": spec, "config": how, "provenance": provenance()}
-    place = config.out / f"config-{digest(tasks)}.json"
-    if not place.exists():  # the first one says who began
-        with durable(place) as temporary:
-            temporary.write_text(json.dumps(stored, indent=1, sort_keys=True, default=str))
     networks = sum(len(task.seeds) for task in tasks)
     with progress(f"training {networks} networks", networks) as bar:
         collect(
-            tasks, config.out, executor=executor, root=config.data_root, device=config.device, on_progress=bar.advance
-        )
+            tasks, config.out, executor=executor, root=config.data_root, device=config.device, verify=config.verify,
+            config=stored, on_progress=bar.advance,
+        )  # fmt: skip
     status(config.out)
 
 
 # --- zoos --------------------------------------------------------------------------------------------------------
 
 
+def _contents(folder: Path) -> tuple[Index | None, dict[Path, ZooError]]:
+    """What lies in a zoo, None if nothing usable, and its bad files, each with its fault."""
+    if folder.is_dir():
+        return index.open_index(folder)
+    headers, bad = scan(folder)
+    return index.of(headers, folder), bad
+
+
 def status(folder: tyro.conf.Positional[Path]) -> None:
     """Show what a zoo holds and what its plans still miss.
+
+    Files that the zoo's index knows are not opened; for a look at every byte there is `python -m collect verify`.
 
     Example: python -m collect status zoo/
 
     Args:
         folder: the zoo.
     """
-    headers, bad = scan(folder)
+    found, bad = _contents(folder)
     plans, bad_plans = saved_plans(folder)
     planned = {task.id: task for tasks in plans.values() for task in tasks}
-    there = {header.id: header for header in headers}
+    there = {} if found is None else found.entries("runs")
     missing = [task for name, task in planned.items() if name not in there]
-    notes = [in_words(each) for each in standings(folder, plans, headers, bad)]
-    strangers = [header for name, header in there.items() if name not in planned] if plans else []
+    notes = [in_words(each) for each in standings(folder, plans, found, bad)]
+    strangers = [size for name, size in there.items() if name not in planned] if plans else []
     if strangers:
-        networks = sum(len(header.runs) for header in strangers)
-        notes.append(f"{networks} networks in {len(strangers)} files belong to no plan here")
-    networks, minutes = sum(len(header.runs) for header in headers), sum(h.attributes["seconds"] for h in headers) / 60
+        notes.append(f"{sum(strangers)} networks in {len(strangers)} files belong to no plan here")
+    minutes = 0.0 if found is None else sum(found.entries("seconds").values()) / 60
     show(
-        f"{folder}: {networks} networks, {minutes:.1f} minutes of training", table=zoo_table(headers, missing),
+        f"{folder}: {sum(there.values())} networks, {minutes:.1f} minutes of training",
+        table=zoo_table(None if found is None else found.runs, missing),
         bad=[*bad.values(), *bad_plans.values()], notes=notes,
     )  # fmt: skip
 

@@ -80,6 +80,8 @@ class RunConfig:
     """Folder of downloaded data sets."""
     download: bool = False
     """Fetch the data set if it is not there."""
+    verify: bool = False
+    """Compare every byte of what is there with its digests first, and train anew what is damaged."""
 
     def made_executor(self) -> Executor:
         """The executor that the flags ask for. Raises what `collect.executors.make` raises."""

@@ -20,6 +20,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,10 @@ from generators.errors import ZooError
 log = logging.getLogger(__name__)
 
 NAME = "index.npz"
-VERSION = 2
+VERSION = 3
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 ENTRY = ("id", "file", "size", "mtime_ns", "digest", "weights", "buffers", "trajectory", "runs", "checkpoints", "early",
-         "layout", "buffer_layout")  # fmt: skip
+         "layout", "buffer_layout", "seconds")  # fmt: skip
 MADE_FOR = json.loads(json.dumps([VERSION, SPLITS, DEFAULTS]))  # an index that was made for another is made anew
 FAULTS = (*zoo_file.FAULTS, EOFError, zipfile.BadZipFile, zlib.error)  # of an index that is not as it should be
 
@@ -70,7 +71,7 @@ class Index:
             populations.
         populations: arrays [number of populations] named by `ENTRY`: the id, the file's name, size and mtime_ns, the
             digest, where weights, buffers and trajectory start, how many runs, checkpoints and float16 checkpoints
-            there are, and the numbers of its layouts.
+            there are, the numbers of its layouts, and the seconds of its training.
         layouts: the distinct layouts.
         repeated: places of the runs that are in an earlier population too: collected twice, in files of other sizes.
     """
@@ -86,6 +87,11 @@ class Index:
     def once(self) -> Runs:
         """The runs without the repeated ones."""
         return self.runs.take(np.delete(np.arange(len(self.runs)), self.repeated)) if len(self.repeated) else self.runs
+
+    def entries(self, name: str) -> dict[str, Any]:
+        """Id of every population -> its value of `populations[name]`."""
+        ids = np.char.decode(self.populations["id"]).tolist()
+        return dict(zip(ids, self.populations[name].tolist(), strict=True))
 
     def place(self, number: int, root: Path) -> Place:
         """Where a population lies: a file of the folder `root`, or a group of the packed zoo `root`."""
@@ -162,6 +168,7 @@ def _entry(header: Header, *, file: str = "", size: int = 0, mtime_ns: int = 0) 
         "early": header.trajectory.shape[1],
         "layout": 0,
         "buffer_layout": 1,
+        "seconds": float(header.attributes["seconds"]),
     }
     arrays = {name: np.array([value]) for name, value in populations.items()}
     return _index(Runs(columns), arrays, (header.layout, header.buffer_layout))
@@ -246,24 +253,25 @@ def _spec(*values: Any) -> TensorSpec:
 
 
 def _listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Name -> size and mtime_ns of every population file; (-1, -1) if it is a link to nothing."""
+    """Name -> size and mtime_ns of every population file; (-1, -1) if it cannot be read, or is a link to nothing."""
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(zoo_file.SUFFIX):
-                try:
-                    status = entry.stat()
-                    found[entry.name] = (status.st_size, status.st_mtime_ns)
-                except OSError:
-                    found[entry.name] = (-1, -1)
+                found[entry.name] = (-1, -1)
+                if os.access(entry, os.R_OK):
+                    with suppress(OSError):  # it has just been deleted
+                        status = entry.stat()
+                        found[entry.name] = (status.st_size, status.st_mtime_ns)
     return found
 
 
-def open_index(folder: Path) -> tuple[Index | None, dict[Path, ZooError]]:
-    """The index of what is in `folder` now, and its bad files, each with its fault; the stored index is renewed.
+def look(folder: Path) -> tuple[Index | None, dict[Path, ZooError], bool]:
+    """The index of what is in `folder` now, and its bad files; nothing is written.
 
     Returns:
-        None if no file is usable; file -> why it cannot be used, sorted by name.
+        None if no file is usable; file -> why it cannot be used, sorted by name; whether the index should be kept, for
+        the stored one is another.
     """
     listing, stored = _listing(folder), load(folder / NAME)
     parts: list[Index] = []
@@ -272,7 +280,7 @@ def open_index(folder: Path) -> tuple[Index | None, dict[Path, ZooError]]:
         rows = zip(*(stored.populations[name].tolist() for name in ("file", "size", "mtime_ns")), strict=True)
         same = np.array([listing.get(file.decode()) == (size, mtime) for file, size, mtime in rows], dtype=bool)
         if same.all() and len(same) == len(listing):
-            return stored, {}
+            return stored, {}, False
         if same.any():
             parts.append(_chosen(stored, np.flatnonzero(same)))
             known = {file.decode() for file in parts[0].populations["file"].tolist()}
@@ -284,13 +292,26 @@ def open_index(folder: Path) -> tuple[Index | None, dict[Path, ZooError]]:
             except ZooError as error:
                 bad[folder / name] = error
     if not parts:
-        return None, bad
+        return None, bad, False
     if len(parts) == 1 and known and stored is not None and len(known) == len(stored):
-        return stored, bad  # but for bad files, nothing is new
+        return stored, bad, False  # but for bad files, nothing is new
     index = _joined(parts)
-    index = _chosen(index, np.argsort(index.populations["file"], kind="stable"))
+    return _chosen(index, np.argsort(index.populations["file"], kind="stable")), bad, True
+
+
+def keep(index: Index, folder: Path) -> None:
+    """Store the index of `folder`, unless it cannot be written."""
     try:
         save(index, folder / NAME)
     except ZooError as error:
         log.debug("the index is not kept: %s", error)
+
+
+def open_index(folder: Path) -> tuple[Index | None, dict[Path, ZooError]]:
+    """The index of what is in `folder` now, None if no file is usable, and its bad files, each with its fault, sorted
+    by name; the stored index is renewed.
+    """
+    index, bad, new = look(folder)
+    if index is not None and new:
+        keep(index, folder)
     return index, bad

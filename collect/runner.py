@@ -3,25 +3,31 @@
 The valid files in the zoo's folder are the only truth about what is done: collecting is the plan minus those files. All
 that follows from it: run the same call again after a kill and it goes on; run it twice and the second does nothing; run
 it on two machines that see the folder and each does a part.
+
+Valid is a file of the size and time of change that the index knows (`collect.index`), or one whose structure is in
+order when it is opened; with `verify`, one whose every byte matches its digests.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from collect import unfinished, zoo_file
-from collect.durable import sweep
+from collect import index, unfinished, zoo_file
+from collect.durable import durable, sweep
 from collect.executors import Executor, make
 from collect.executors.attempt import Attempt, Elsewhere, check, free
 from collect.executors.base import Result
+from collect.index import Index
 from collect.perform import Outcome, known_device
-from collect.plan import Task, save
+from collect.plan import Task, digest, save
 from generators.commandline import Interrupted
 from generators.errors import ConfigError, PowerhouseError, ZooError
 
@@ -91,6 +97,29 @@ class _Progress:
         return None
 
 
+def _faults(tasks: Sequence[Task], folder: Path, *, verify: bool) -> tuple[dict[str, str | None], Index | None]:
+    """What `check` says of every task, and the index of the folder if it is to be kept; nothing is written."""
+    if verify or not folder.is_dir():
+        return {task.id: check(task, folder, verify=verify) for task in tasks}, None
+    found, bad, new = index.look(folder)
+    faults: dict[str, str | None] = dict.fromkeys(() if found is None else found.entries("id"))
+    for task in tasks:
+        error = bad.get(zoo_file.path_of(folder, task.id), "")
+        if isinstance(error, zoo_file.NewerSchemaError):
+            raise error
+        faults.setdefault(task.id, str(error))
+    return faults, found if new else None
+
+
+def _describe(tasks: Sequence[Task], folder: Path, config: Mapping[str, Any] | None) -> None:
+    """Write the plan, and beside it who began it and how, unless that is there."""
+    save(tasks, folder)
+    place = folder / f"config-{digest(tasks)}.json"
+    if config is not None and not place.exists():
+        with durable(place) as temporary:
+            temporary.write_text(json.dumps(config, indent=1, sort_keys=True, default=str))
+
+
 def _move_aside(path: Path) -> Path:
     """Rename a damaged file to a name that no reader looks at and no earlier one has."""
     number = 0
@@ -130,6 +159,8 @@ def collect(
     workers: int | None = None,
     root: str | Path | None = None,
     device: str = "cpu",
+    verify: bool = False,
+    config: Mapping[str, Any] | None = None,
     on_progress: Callable[[float], object] | None = None,
 ) -> Collected:
     """Train and store every task whose population is not in `folder` yet.
@@ -141,6 +172,9 @@ def collect(
         workers: without an executor: worker processes, None for one per usable core; 0 trains in this process.
         root: where data sets lie, see `collect.data.load`.
         device: of torch, where every process trains; several may share a GPU. A Ray cluster has to grant it.
+        verify: compare every byte of what is there with its digests; otherwise files that the index of the zoo knows
+            are believed, and of others the structure is checked.
+        config: how this was called, JSON; kept in the zoo beside the plan, as it was the first time.
         on_progress: called with numbers of networks (and parts of networks) done since the last call; they add up to
             the number of networks in `tasks`, those that were there included.
 
@@ -170,8 +204,10 @@ def collect(
         sizes={task.id: len(task.seeds) for task in tasks},
         fractions=dict.fromkeys((task.id for task in tasks), 0.0),
     )
-    faults = {task.id: check(task, folder) for task in tasks}
-    save(tasks, folder)
+    faults, found = _faults(tasks, folder, verify=verify)
+    _describe(tasks, folder, config)
+    if found is not None:
+        index.keep(found, folder)
     _sweep(folder)
     moved_aside, open_tasks = [], []
     for task in tasks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from collect.index import numbers
 from collect.plan import Task
 from collect.recipe import Recipe
+from collect.runs import Runs
 from collect.standing import Standing
-from collect.zoo_file import Header
 
 MOST_ROWS = 40  # of a table: larger sweeps are told apart by fewer columns
 MOST_VALUES = 6  # of a swept field that are written out
@@ -86,29 +87,54 @@ def plan_table(tasks: Sequence[Task]) -> Table:
 # --- zoos --------------------------------------------------------------------------------------------------------
 
 
-def zoo_table(headers: Sequence[Header], missing: Sequence[Task]) -> Table:
-    """One row per recipe, as far as it is told by the columns, with what is there and what is planned and missing."""
+def _of_populations(runs: Runs, columns: Sequence[str]) -> list[tuple]:
+    """What the runs of every population have in these columns, in which they are alike."""
+    first = runs.take(np.flatnonzero(np.diff(numbers(runs), prepend=-1)))
+    return list(zip(*(first.column(name).tolist() for name in columns), strict=True))
+
+
+def _results(runs: Runs, rows: np.ndarray, count: int) -> list[tuple[int, int, str]]:
+    """Of the runs in each of `count` rows: how many there are, how many diverged, and how well the others do.
+
+    Args:
+        runs: N of them.
+        rows: the row of each, int [N].
+        count: of rows.
+    """
+    status, accuracy = runs.column("status"), runs.column("test_accuracy")
+    ok = status == "ok"
+    good, accuracy = rows[ok], accuracy[ok]
+    number = np.bincount(good, minlength=count)
+    mean = np.bincount(good, accuracy, count) / np.maximum(number, 1)
+    spread = np.sqrt(np.bincount(good, (accuracy - mean[good]) ** 2, count) / np.maximum(number, 1))
+    words = [f"{m:.3f} ± {s:.3f}" if n else "" for n, m, s in zip(number, mean, spread, strict=True)]
+    networks, diverged = (np.bincount(each, minlength=count).tolist() for each in (rows, rows[status == "diverged"]))
+    return list(zip(networks, diverged, words, strict=True))
+
+
+def zoo_table(runs: Runs | None, missing: Sequence[Task]) -> Table:
+    """One row per recipe, as far as it is told by the columns, with what is there and what is planned and missing.
+
+    Args:
+        runs: those of an index of the zoo; None if nothing is there.
+        missing: the tasks whose populations are not there.
+    """
     columns = ("data", "architecture", "init", "lr", "epochs")
-    of_run, of_recipe = itemgetter(*columns), attrgetter(*columns)
-    keys = {of_run(header.runs[0]) for header in headers} | {of_recipe(task.recipe) for task in missing}
-    length = _enough(keys, least=2)
-    there: dict[tuple, list[Header]] = defaultdict(list)
-    lacking: dict[tuple, int] = defaultdict(int)
-    for header in headers:
-        there[of_run(header.runs[0])[:length]].append(header)
-    for task in missing:
-        lacking[of_recipe(task.recipe)[:length]] += len(task.seeds)
+    there = [] if runs is None else _of_populations(runs, columns)
+    absent = [attrgetter(*columns)(task.recipe) for task in missing]
+    length = _enough({*there, *absent}, least=2)
+    keys = sorted({key[:length] for key in (*there, *absent)}, key=str)
+    place = {key: number for number, key in enumerate(keys)}
+    results = [(0, 0, "")] * len(keys)
+    if runs is not None:
+        results = _results(runs, np.array([place[key[:length]] for key in there])[numbers(runs)], len(keys))
+    lacking = [0] * len(keys)
+    for key, task in zip(absent, missing, strict=True):
+        lacking[place[key[:length]]] += len(task.seeds)
     table = table_of(*columns[:length], "networks", "diverged", "test accuracy", left=columns[:3])
-    for key in sorted({*there, *lacking}, key=str):
-        accuracies = [
-            header.metrics[row, -1, header.metric_names.index("test_accuracy")]
-            for header in there[key] for row, run in enumerate(header.runs) if run["status"] == "ok"
-        ]  # fmt: skip
-        networks = sum(len(header.runs) for header in there[key])
-        diverged = sum(run["status"] == "diverged" for header in there[key] for run in header.runs)
-        wanted = f" of {networks + lacking[key]}" if lacking[key] else ""
-        spread = f"{np.mean(accuracies):.3f} ± {np.std(accuracies):.3f}" if accuracies else ""
-        table.add_row(*map(str, key), f"{networks}{wanted}", str(diverged), spread)
+    for key, (networks, diverged, accuracy), more in zip(keys, results, lacking, strict=True):
+        wanted = f" of {networks + more}" if more else ""
+        table.add_row(*map(str, key), f"{networks}{wanted}", str(diverged), accuracy)
     return table
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collect.durable import claimed
+from collect.index import Index
 from collect.plan import Task
-from collect.zoo_file import SUFFIX, Header
+from collect.zoo_file import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ def _seconds_left(missing: Sequence[Task], done: Sequence[tuple[Task, float]]) -
 
 
 def standings(
-    folder: Path, plans: Mapping[str, Sequence[Task]], headers: Sequence[Header], bad: Collection[Path]
+    folder: Path, plans: Mapping[str, Sequence[Task]], index: Index | None, bad: Collection[Path]
 ) -> list[Standing]:
-    """Every one of `plans`, given what `collect.zoo.scan` found in the zoo `folder`."""
-    there = {header.id: header.attributes["seconds"] for header in headers}
+    """Every one of `plans`, given what `collect.index.open_index` found in the zoo `folder`."""
+    there = {} if index is None else index.entries("seconds")
     damaged = {path.name.removesuffix(SUFFIX) for path in bad}
     at_work = {name.removesuffix(SUFFIX) for name in claimed(folder)}
     found = []

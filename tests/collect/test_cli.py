@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import h5py
 import pytest
 
-from collect import cli
+from collect import cli, zoo_file
 from collect.zoo import Zoo
 from generators.commandline import EXIT_WRONG_INPUT, run
 from generators.errors import ZooError
@@ -160,6 +164,65 @@ def test_verify_names_the_damaged_file_and_fails(
         cli.verify(tmp_path / "nowhere")
 
 
+def flip(path: Path) -> None:
+    """One bit of the weights, under an unchanged size and time."""
+    content, before = bytearray(path.read_bytes()), path.stat()
+    content[zoo_file.read_header(path).weights.offset] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_what_the_index_knows_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `status` and by `run`; a file that is new or has changed is opened once, and no other."""
+    assert call(monkeypatch, *COLLECT, "--out", tmp_path) == 0
+    opened: list[str] = []
+    real = h5py.File
+
+    def watched(path: str | Path, *more: Any, **how: Any) -> h5py.File:
+        opened.append(Path(path).name)
+        return real(path, *more, **how)
+
+    monkeypatch.setattr(h5py, "File", watched)
+    for command in (["status", tmp_path], [*COLLECT, "--out", tmp_path]):
+        assert call(monkeypatch, *command) == 0
+    assert opened == []
+    first, second = sorted(tmp_path.glob("*.h5"))
+    os.utime(second, ns=(0, 0))
+    assert call(monkeypatch, *COLLECT, "--out", tmp_path) == 0
+    assert opened == [second.name]
+    assert call(monkeypatch, *COLLECT, "--verify", "--out", tmp_path) == 0
+    assert sorted(opened[1:]) == [first.name, second.name]
+
+
+def test_a_flipped_bit_is_found_by_verify_and_by_run_with_verify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert call(monkeypatch, *COLLECT, "--out", tmp_path) == 0
+    path = min(tmp_path.glob("*.h5"))
+    whole = zoo_file.verify(path).digest
+    flip(path)
+    assert call(monkeypatch, *COLLECT, "--out", tmp_path) == 0  # the cheap check cannot see it
+    assert call(monkeypatch, "verify", tmp_path) == EXIT_WRONG_INPUT
+    assert call(monkeypatch, *COLLECT, "--verify", "--out", tmp_path) == 0
+    assert f"moved aside to {path.name}.bad" in caplog.text and zoo_file.verify(path).digest == whole
+    assert call(monkeypatch, "verify", tmp_path) == 0
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"", lambda content: content + b"x"])
+def test_what_a_cheap_check_can_see_is_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    """Another size, under an index that knows the file, and even under its old time."""
+    assert call(monkeypatch, *COLLECT, "--out", tmp_path) == 0
+    path = min(tmp_path.glob("*.h5"))
+    content, before = path.read_bytes(), path.stat()
+    path.write_bytes(damage(content))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert call(monkeypatch, *COLLECT, "--out", tmp_path) == 0
+    assert zoo_file.verify(path)
+    assert path.with_name(f"{path.name}.bad").exists() or damage(content).startswith(content)
+
+
 def test_help_teaches_with_an_example(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, words in (
         (
@@ -169,7 +232,14 @@ def test_help_teaches_with_an_example(capsys: pytest.CaptureFixture, monkeypatch
         (["plan", "--help"], ['"log_uniform": [0.01, 0.3]', "independent", "--out"]),
         (
             ["run", "--help"],
-            ["python -m collect run --data digits", "--architectures", "resnet-20-w16", "--first-seed"],
+            [
+                "python -m collect run --data digits",
+                "--architectures",
+                "resnet-20-w16",
+                "--first-seed",
+                "--verify",
+                "digests",
+            ],
         ),
         *(
             ([name, "--help"], [f"Example: python -m collect {name} zoo/"])

@@ -69,8 +69,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def assert_clean(folder: Path) -> None:
-    """Nothing is there but populations and plans."""
-    assert {path.suffix for path in folder.iterdir()} <= {".h5", ".json"}, sorted(folder.iterdir())
+    """Nothing is there but populations, plans and the index."""
+    assert {path.suffix for path in folder.iterdir()} <= {".h5", ".json", ".npz"}, sorted(folder.iterdir())
     assert not list(folder.glob(".*"))
 
 

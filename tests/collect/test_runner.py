@@ -152,7 +152,7 @@ def test_a_second_call_trains_what_is_missing_or_damaged_and_only_that(
     content = bytearray(damaged.read_bytes())
     content[verify(damaged).weights.offset + 5] ^= 1
     damaged.write_bytes(content)
-    second = collect(tasks, tmp_path, workers=0)
+    second = collect(tasks, tmp_path, workers=0, verify=True)
     assert second.found == (tasks[0].id,) and set(second.trained) == {tasks[1].id, tasks[2].id}
     (aside,) = second.moved_aside
     assert aside.read_bytes() == content and aside.name == f"{damaged.name}.bad"

@@ -1,10 +1,18 @@
-"""Tables stay short and say what differs."""
+"""Tables stay short and say what differs; their numbers are those of the files."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from collect.index import open_index
 from collect.plan import plan, sweep
 from collect.recipe import Recipe
+from collect.runner import collect
 from collect.screens import MOST_ROWS, plan_table, swept, zoo_table
+from collect.zoo import scan
 
 TINY = Recipe(architecture="mlp-1-w4", epochs=1)
 
@@ -29,8 +37,31 @@ def test_a_plan_of_many_architectures_has_one_row_per_data_set() -> None:
 
 def test_a_zoo_of_many_learning_rates_has_one_row_for_all() -> None:
     missing = plan(sweep(TINY, init=["he", "xavier"], lr=[0.01 * (number + 1) for number in range(MOST_ROWS)]), runs=2)
-    table = zoo_table([], missing)
+    table = zoo_table(None, missing)
     assert [column.header for column in table.columns] == [
         "data", "architecture", "init", "networks", "diverged", "test accuracy"
     ]  # fmt: skip
     assert list(table.columns[3].cells) == [f"0 of {2 * MOST_ROWS}"] * 2
+
+
+def test_the_numbers_of_a_zoo_are_those_of_its_files(tmp_path: Path) -> None:
+    """Counts, mean and deviation per row, from the columns of the index, against run by run from every file."""
+    short = replace(TINY, batch_size=256)
+    tasks = plan(sweep(short, init=["he", "xavier"], lr=[0.1, 1e30]), runs=5, together=2)
+    collect(tasks[1:], tmp_path, workers=0)
+    index, _ = open_index(tmp_path)
+    assert index is not None
+    table = zoo_table(index.runs, tasks[:1])
+    cells = [list(column.cells) for column in table.columns]
+    expected = []
+    for init, lr, wanted in (("he", 0.1, "3 of 5"), ("he", 1e30, "5"), ("xavier", 0.1, "5"), ("xavier", 1e30, "5")):
+        values = [
+            header.metrics[row, -1, header.metric_names.index("test_accuracy")]
+            for header in scan(tmp_path)[0]
+            for row, run in enumerate(header.runs)
+            if (run["init"], run["lr"], run["status"]) == (init, lr, "ok")
+        ]
+        words = f"{np.mean(values):.3f} ± {np.std(values):.3f}" if values else ""
+        expected.append(("digits", "mlp-1-w4", init, str(lr), "1", wanted, str(0 if values else 5), words))
+    assert sorted(zip(*cells, strict=True)) == sorted(expected)
+    assert any(row[-1] for row in expected) and not all(row[-1] for row in expected)

@@ -10,6 +10,7 @@ import pytest
 
 from collect import perform, runner, zoo_file
 from collect.durable import claim, claimed
+from collect.index import open_index
 from collect.plan import plan, save, saved_plans, sweep
 from collect.recipe import Recipe
 from collect.runner import collect
@@ -24,15 +25,16 @@ def test_done_running_failed_and_open(tmp_path: Path) -> None:
     tasks = plan([TINY], runs=10, together=2)
     collect(tasks[:3], tmp_path, workers=0)
     save(tasks, tmp_path)
-    (small,) = (each for each in standings(tmp_path, saved_plans(tmp_path)[0], *scan(tmp_path)) if each.networks == 6)
+    plans, _ = saved_plans(tmp_path)
+    (small,) = (each for each in standings(tmp_path, plans, *open_index(tmp_path)) if each.networks == 6)
     assert (small.done, small.minutes_left) == (6, 0)
     broken = zoo_file.path_of(tmp_path, tasks[2].id)
     broken.write_bytes(broken.read_bytes()[:-1])
     with claim(zoo_file.path_of(tmp_path, tasks[3].id)):
-        headers, bad = scan(tmp_path)
-        (found,) = (each for each in standings(tmp_path, saved_plans(tmp_path)[0], headers, bad) if each.networks == 10)
+        index, bad = open_index(tmp_path)
+        (found,) = (each for each in standings(tmp_path, plans, index, bad) if each.networks == 10)
     assert (found.done, found.running, found.failed, found.open, found.processes) == (4, 2, 2, 2, 1)
-    minutes = sum(header.attributes["seconds"] for header in headers) / 60
+    minutes = sum(header.attributes["seconds"] for header in scan(tmp_path)[0]) / 60
     assert found.per_minute == pytest.approx(4 / minutes)
     assert found.minutes_left == pytest.approx(minutes * 3 / 2)  # three populations are missing, two took the minutes
     assert claimed(tmp_path) == set()
@@ -41,12 +43,12 @@ def test_done_running_failed_and_open(tmp_path: Path) -> None:
 def test_time_left_follows_the_cost_of_each_architecture(tmp_path: Path) -> None:
     tasks = plan(sweep(TINY, architecture=["mlp-1-w4", "mlp-1-w16"]), runs=4, together=2)
     save(tasks, tmp_path)
-    (nothing,) = standings(tmp_path, saved_plans(tmp_path)[0], [], [])
+    (nothing,) = standings(tmp_path, saved_plans(tmp_path)[0], None, [])
     assert (nothing.open, nothing.per_minute, nothing.minutes_left) == (8, None, None)
     collect(tasks[:1], tmp_path, workers=0)
-    headers, bad = scan(tmp_path)
-    found = max(standings(tmp_path, saved_plans(tmp_path)[0], headers, bad), key=lambda each: each.networks)
-    seconds = headers[0].attributes["seconds"]
+    index, bad = open_index(tmp_path)
+    found = max(standings(tmp_path, saved_plans(tmp_path)[0], index, bad), key=lambda each: each.networks)
+    seconds = scan(tmp_path)[0][0].attributes["seconds"]
     expected = seconds * sum(task.cost for task in tasks[1:]) / tasks[0].cost
     assert found.minutes_left == pytest.approx(expected / 60)
 
