@@ -60,6 +60,24 @@ def _node_row(node: Node, count: int) -> list[float]:
 FEATURES = len(NODE_KINDS) + 16 + 2 * len(POSITION_FREQUENCIES)
 
 
+TILE = 64  # nodes that get messages in one step
+
+
+@dataclass(frozen=True)
+class Tile:
+    """T nodes that get messages, and all S nodes that send them any.
+
+    Attributes:
+        targets: the T nodes, one after the other.
+        sources: int64 `[S]`.
+        relation: int64 `[T, S]`, that of the pair, 2 * limit + 1 where there is none.
+    """
+
+    targets: slice
+    sources: Tensor
+    relation: Tensor
+
+
 @dataclass(frozen=True)
 class Level:
     """Nodes of which none comes before another, and the messages that they get.
@@ -84,6 +102,7 @@ class NodeTable:
     Attributes:
         features: float `[N, F]`, N nodes with F features each.
         pairs: int64 `[2, P]`, source and target of the P ordered pairs of nodes within the distance limit.
+            Every node is a pair with itself.
         relation: int64 `[P]`, signed distance of each pair shifted to be an index: 0 is the node itself, d a pair with
             d steps from source to target, limit + d one with d steps against the direction of the data.
         distance_limit: the limit.
@@ -101,6 +120,23 @@ class NodeTable:
         table = torch.full((count, count), 2 * self.distance_limit + 1, device=self.pairs.device)
         table[self.pairs[1], self.pairs[0]] = self.relation
         return table
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """All pairs as small dense tables: about as many entries as pairs, since neighbours have like neighbours."""
+        count, none = len(self.features), 2 * self.distance_limit + 1
+        order = torch.argsort(self.pairs[1])
+        (sources, targets), relation = self.pairs[:, order], self.relation[order]
+        starts = list(range(0, count, TILE))
+        cuts = torch.searchsorted(targets, torch.tensor(starts[1:], device=targets.device)).tolist()
+        tiles = []
+        for start, low, high in zip(starts, [0, *cuts], [*cuts, len(targets)], strict=True):
+            stop = min(start + TILE, count)
+            found, column = torch.unique(sources[low:high], return_inverse=True)
+            table = torch.full((stop - start, len(found)), none, device=relation.device)
+            table[targets[low:high] - start, column] = relation[low:high]
+            tiles.append(Tile(slice(start, stop), found, table))
+        return tuple(tiles)
 
     @cached_property
     def traversals(self) -> tuple[tuple[Level, ...], tuple[Level, ...]]:

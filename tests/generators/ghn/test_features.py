@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from collect.architectures import build
-from generators.ghn.features import FEATURES, node_table
+from generators.ghn.features import FEATURES, TILE, node_table
 from generators.graph import NODE_KINDS, Graph, Node, trace
 
 # 0 -> 1 -> 2 -> 4 and a shortcut 0 -> 3 -> 4
@@ -56,6 +56,27 @@ def test_dense_relations_and_levels_of_a_graph_made_by_hand(limit):
     edges = {(0, 1, 1), (1, 2, 1), (0, 3, 1), (2, 4, 1), (3, 4, 1)}
     assert messages == edges | ({(0, 2, 2), (0, 4, 2), (1, 4, 2)} if limit == 2 else set())
     assert sum(len(level.sources) for level in against) == len(messages)
+
+
+@pytest.mark.parametrize("name", ["resnet-38-w8", "vit-3-w32"])
+def test_tiles_hold_every_pair_once(name):
+    """Tiles against the dense table: the same relations, and nodes left out of a tile send its targets nothing."""
+    table = node_table(trace(build(name, shape=(1, 8, 8), classes=10), torch.zeros(1, 1, 8, 8)), distance_limit=4)
+    assert len(table.tiles) == -(-len(table.features) // TILE)
+    dense = torch.full_like(table.dense, 9)
+    for tile in table.tiles:
+        dense[tile.targets, tile.sources] = tile.relation
+    assert torch.equal(dense, table.dense)
+
+
+def test_tiles_of_a_long_chain_grow_with_its_length():
+    """Twice the depth is about twice the entries, not four times: neighbours have like neighbours."""
+    sizes = []
+    for depth in (200, 400):
+        layers = [nn.Linear(4, 4) for _ in range(depth)]
+        table = node_table(trace(nn.Sequential(*layers), torch.zeros(1, 4)), distance_limit=8)
+        sizes.append(sum(tile.relation.numel() for tile in table.tiles))
+    assert sizes[1] < 2.3 * sizes[0]
 
 
 def test_rows_tell_kind_shape_and_place():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from generators.ghn.features import FEATURES, NodeTable
-from generators.ghn.sparse import SparseEncoder
+from generators.ghn.features import FEATURES, TILE, NodeTable
+from generators.ghn.sparse import SparseEncoder, TransformerConv
 
 
 def table(nodes: int, limit: int, seed: int = 0) -> NodeTable:
@@ -95,6 +96,24 @@ def test_one_layer_against_loops():
         x = x + mixed.flatten(1)
         x = x + layer.mlp(layer.norm_mlp(x))
         torch.testing.assert_close(net(one), net.norm(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("nodes", [5, TILE, TILE + 1, 3 * TILE - 7])
+def test_tiles_against_attention_pair_by_pair(nodes):
+    """Values and gradients are those of torch-geometric's own attention, which makes a vector of every pair."""
+    one, net = table(nodes, 3), encoder().double()
+    one = replace(one, features=one.features.double())
+    attention: Any = net.layers[0].attention
+    x = torch.randn(nodes, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    ours = attention(x, one.tiles, net.relations.weight)
+    theirs = TransformerConv.forward(attention, x, one.pairs, net.relations(one.relation))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    weights = [net.relations.weight, *(value for name, value in attention.named_parameters() if "skip" not in name)]
+    for found, wanted in zip(
+        torch.autograd.grad(ours.square().sum(), weights), torch.autograd.grad(theirs.square().sum(), weights),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-11)
 
 
 def test_importing_it_warns_of_nothing():
