@@ -84,8 +84,8 @@ class BlockDecoder(Decoder):
         if group.output:
             x = torch.einsum("cr,mgris->mgcis", self.class_codes, F.relu(x))
         else:
-            x = x[:, :, torch.arange(group.outputs) % block]
-        return x[:, :, :, torch.arange(group.inputs) % block].flatten(-2)
+            x = x[:, :, torch.arange(group.outputs, device=x.device) % block]
+        return x[:, :, :, torch.arange(group.inputs, device=x.device) % block].flatten(-2)
 
     def matrices(self, group: Group, node: Tensor) -> Tensor:
         tiles = self.tiles(group, node)

@@ -28,13 +28,13 @@ STEPS = 5  # Newton-Schulz steps, which bring singular values down to a hundredt
 OWN = 0.7  # start spread of a gate around 1: most of a factor is shared by all nodes
 
 
-def cosines(count: int, frequencies: int) -> Tensor:
+def cosines(count: int, frequencies: int, *, device: torch.device | None = None) -> Tensor:
     """`[count, frequencies]`: sqrt(2) cos(pi f (k + 1/2) / count), orthogonal over the places k; 1 for f = 0.
 
     Frequencies that `count` places cannot tell from lower ones are 0.
     """
-    frequency = torch.arange(frequencies)
-    place = (torch.arange(count) + 0.5) / count
+    frequency = torch.arange(frequencies, device=device)
+    place = (torch.arange(count, device=device) + 0.5) / count
     waves = math.sqrt(2) * torch.cos(math.pi * place[:, None] * frequency)
     waves[:, 0] = 1.0
     return waves * (frequency < count)
@@ -73,10 +73,13 @@ class CoordinateDecoder(Decoder):
         waves, length = self.rows.shape[0], group.inputs * math.prod(group.kernel)
         rank = min(self.settings.rank, group.outputs, length)
         hidden = F.gelu(self.hidden(node))
-        places = self.class_codes if group.output else cosines(group.outputs, waves).to(node)
+        device = node.device
+        places = self.class_codes if group.output else cosines(group.outputs, waves, device=device).to(node)
         rows = places @ self.rows  # [O, width]
-        kernel = kernel_basis(group.kernel).to(node) @ self.kernel
-        columns = ((cosines(group.inputs, waves).to(node) @ self.columns)[:, None] * kernel).flatten(0, 1)
+        kernel = kernel_basis(group.kernel, device=device).to(node) @ self.kernel
+        columns = ((cosines(group.inputs, waves, device=device).to(node) @ self.columns)[:, None] * kernel).flatten(
+            0, 1
+        )
         left = equalise(rows * self.row_gate(hidden)[..., None, :] @ self.row_base[:, :rank], STEPS)
         right = equalise(columns * self.column_gate(hidden)[..., None, :] @ self.column_base[:, :rank], STEPS)
         gains = torch.exp(torch.tanh(self.spectrum(hidden)[..., None, :rank]))

@@ -44,20 +44,20 @@ def equalise(matrices: Tensor, steps: int) -> Tensor:
     return x.mT if tall else x
 
 
-def interpolation(count: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+def interpolation(count: int, cells: int, *, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Lower cell, upper cell and weight of the upper one for `count` evenly spread places over `cells` cells."""
-    place = (torch.arange(count) + 0.5) / count * cells - 0.5
+    place = (torch.arange(count, device=device) + 0.5) / count * cells - 0.5
     low = place.floor().clamp(0, cells - 1)
     return low.long(), (low.long() + 1).clamp(max=cells - 1), (place - low).clamp(0, 1)
 
 
 def read_table(table: Tensor, count: int) -> Tensor:
     """`[cells, R]` to `[count, R]`, linear between the centres of neighbouring cells."""
-    low, high, weight = interpolation(count, len(table))
+    low, high, weight = interpolation(count, len(table), device=table.device)
     return torch.lerp(table[low], table[high], weight.to(table)[:, None])
 
 
-def kernel_basis(kernel: tuple[int, ...]) -> Tensor:
+def kernel_basis(kernel: tuple[int, ...], *, device: torch.device | None = None) -> Tensor:
     """`[S, GRID * GRID]`: how much of each position of the grid every position of `kernel` takes.
 
     A 3 x 3 kernel takes the grid as it is, a 1 x 1 kernel and a linear layer its centre, a 1-D kernel the middle row,
@@ -65,10 +65,11 @@ def kernel_basis(kernel: tuple[int, ...]) -> Tensor:
     """
 
     def axis(size: int) -> Tensor:
+        grid = torch.eye(GRID, device=device)
         if size == 1:
-            return torch.eye(GRID)[GRID // 2 : GRID // 2 + 1]
-        low, high, weight = interpolation(size, GRID)
-        return torch.lerp(torch.eye(GRID)[low], torch.eye(GRID)[high], weight[:, None])
+            return grid[GRID // 2 : GRID // 2 + 1]
+        low, high, weight = interpolation(size, GRID, device=device)
+        return torch.lerp(grid[low], grid[high], weight[:, None])
 
     height, width = (1, 1, *kernel)[-2:]
     return torch.einsum("hk,wl->hwkl", axis(height), axis(width)).reshape(height * width, GRID * GRID)
@@ -112,8 +113,9 @@ class CoreDecoder(Decoder):
     def factors(self, group: Group, node: Tensor) -> tuple[Tensor | None, Tensor]:
         rank = self.settings.rank
         core = self.head(nn.functional.gelu(self.hidden(node))).unflatten(-1, (rank, rank, GRID * GRID))
+        kernel = kernel_basis(group.kernel, device=core.device)
         columns = torch.einsum(
-            "mgrqk,iq,sk->mgris", core, read_table(self.columns, group.inputs), kernel_basis(group.kernel).to(core)
+            "mgrqk,iq,sk->mgris", core, read_table(self.columns, group.inputs), kernel.to(core)
         ).flatten(-2)  # [M, G, R, I * S]
         rows = self.class_codes if group.output else read_table(self.rows, group.outputs)
         if group.outputs <= rank:

@@ -84,7 +84,7 @@ class Decoder(nn.Module, ABC):
 
     def targets(self, group: Group, node_vectors: Tensor) -> Tensor:
         """`[M, G, C]`: the vector of each target, from those of the nodes `[M, N, C]`."""
-        return node_vectors[:, group.nodes] + self.block_codes[list(group.blocks)]
+        return node_vectors[:, group.nodes] + self.block_codes[group.block_rows]
 
     def spread(self, group: Group, node: Tensor) -> Tensor:
         """`[M, G, 1]`: Frobenius norm of each target for unit spread, times its bounded gain."""

@@ -6,6 +6,7 @@ and a shape embedding); position is given relative to the whole, so that they me
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,44 +125,61 @@ class NodeTable:
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
         """All pairs as small dense tables: about as many entries as pairs, since neighbours have like neighbours."""
-        count, none = len(self.features), 2 * self.distance_limit + 1
-        order = torch.argsort(self.pairs[1])
-        (sources, targets), relation = self.pairs[:, order], self.relation[order]
+        device, count, none = self.pairs.device, len(self.features), 2 * self.distance_limit + 1
+        pairs, relation = self.pairs.cpu(), self.relation.cpu()  # what follows is many small steps
+        order = torch.argsort(pairs[1])
+        (sources, targets), relation = pairs[:, order], relation[order]
         starts = list(range(0, count, TILE))
-        cuts = torch.searchsorted(targets, torch.tensor(starts[1:], device=targets.device)).tolist()
+        bounds = torch.searchsorted(targets, targets.new_tensor([*starts, count])).tolist()
         tiles = []
-        for start, low, high in zip(starts, [0, *cuts], [*cuts, len(targets)], strict=True):
+        for start, (low, high) in zip(starts, itertools.pairwise(bounds), strict=True):
             stop = min(start + TILE, count)
             found, column = torch.unique(sources[low:high], return_inverse=True)
-            table = torch.full((stop - start, len(found)), none, device=relation.device)
+            table = relation.new_full((stop - start, len(found)), none)
             table[targets[low:high] - start, column] = relation[low:high]
-            tiles.append(Tile(slice(start, stop), found, table))
+            tiles.append(Tile(slice(start, stop), found.to(device), table.to(device)))
         return tuple(tiles)
 
     @cached_property
     def traversals(self) -> tuple[tuple[Level, ...], tuple[Level, ...]]:
         """The levels along the data, from the inputs on, and those against it, from the output on."""
         along = (self.relation > 0) & (self.relation <= self.distance_limit)
-        (sources, targets), steps = self.pairs[:, along], self.relation[along]
-        count = len(self.features)
-        return _levels(count, sources, targets, steps), _levels(count, targets, sources, steps)
+        (sources, targets), steps = self.pairs[:, along].cpu(), self.relation[along].cpu()
+        count, device = len(self.features), self.pairs.device
+        return _levels(count, sources, targets, steps, device), _levels(count, targets, sources, steps, device)
 
 
-def _levels(count: int, sources: Tensor, targets: Tensor, steps: Tensor) -> tuple[Level, ...]:
-    """Nodes by the length of the longest way to them, over messages from `sources` to `targets`."""
-    depth, edge = steps.new_zeros(count), steps == 1
-    for _ in range(count):
-        deeper = depth.scatter_reduce(0, targets[edge], depth[sources[edge]] + 1, "amax")
-        if torch.equal(deeper, depth):
-            break
-        depth = deeper
+def _levels(count: int, sources: Tensor, targets: Tensor, steps: Tensor, device: torch.device) -> tuple[Level, ...]:
+    """Nodes by the length of the longest way to them, over messages from `sources` to `targets`; moved to `device`."""
+    edge = steps == 1
+    depth = steps.new_tensor(_longest_ways(count, sources[edge].tolist(), targets[edge].tolist()))
+    nodes, arrival = torch.argsort(depth, stable=True), torch.argsort(depth[targets], stable=True)
+    sizes = torch.bincount(depth)
+    received = torch.bincount(depth[targets], minlength=len(sizes))
     place = torch.empty_like(depth)
-    levels = []
-    for level in range(int(depth.max()) + 1):
-        nodes, into = torch.where(depth == level)[0], depth[targets] == level
-        place[nodes] = torch.arange(len(nodes), device=nodes.device)
-        levels.append(Level(nodes, sources[into], place[targets[into]], steps[into]))
-    return tuple(levels)
+    parts = nodes.split(sizes.tolist())
+    for part in parts:
+        place[part] = torch.arange(len(part), device=place.device)
+    messages = (values[arrival].split(received.tolist()) for values in (sources, place[targets], steps))
+    return tuple(Level(*(part.to(device) for part in level)) for level in zip(parts, *messages, strict=True))
+
+
+def _longest_ways(count: int, sources: list[int], targets: list[int]) -> list[int]:
+    """Edges on the longest way to each node of a graph without cycles."""
+    after: list[list[int]] = [[] for _ in range(count)]
+    open_edges = [0] * count
+    for source, target in zip(sources, targets, strict=True):
+        after[source].append(target)
+        open_edges[target] += 1
+    depth = [0] * count
+    ready = [node for node in range(count) if not open_edges[node]]
+    for node in ready:  # it grows on the way
+        for target in after[node]:
+            depth[target] = max(depth[target], depth[node] + 1)
+            open_edges[target] -= 1
+            if not open_edges[target]:
+                ready.append(target)
+    return depth
 
 
 def node_table(graph: Graph, *, distance_limit: int) -> NodeTable:

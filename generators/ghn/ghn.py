@@ -208,7 +208,7 @@ class GHN(Generator):
             for index, (name, block) in enumerate(zip(group.names, group.blocks, strict=True)):
                 value = decoded[:, index]
                 if anchor:
-                    eps = noise(f"{name}[{block}]", value.shape)
+                    eps = noise(f"{name}[{block}]", value.shape).to(value)
                     value = anchor * eps + math.sqrt(1 - anchor**2) * value
                 pieces[name][block] = group.target_std * value
         return {
@@ -245,7 +245,7 @@ class GHN(Generator):
         decoded = range(1) if alike else members
         for start in range(decoded.start - decoded.start % size, decoded.stop, size):
             block = range(start, start + size)
-            codes = torch.stack([self._code_of(member, members, request, plan) for member in block])
+            codes = torch.stack([self._code_of(member, members, request, plan).to(hidden) for member in block])
             rows = {block.index(member): decoded.index(member) for member in block if member in decoded}
             noise = [(request.seed, member) for member in block]
             self._write(plan, _with_codes(hidden, codes), rows, noise, weights)

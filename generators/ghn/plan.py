@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ class Group:
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.outputs, self.inputs, *self.kernel)
+
+    @cached_property
+    def block_rows(self) -> Tensor:
+        """`blocks` as int64 `[G]` beside `nodes`."""
+        return torch.tensor(self.blocks, device="cpu").to(self.nodes.device)
 
     @property
     def target_std(self) -> float:
