@@ -30,7 +30,7 @@ from train_generators import ghn
 from train_generators.compare import CompareConfig
 from train_generators.compare import run as compare
 from train_generators.demo import Fit, families, fit_side_by_side
-from train_generators.ghn import GHNTrainingConfig
+from train_generators.ghn_config import GHNTrainingConfig
 
 UNSEEN = ("resnet-20-w12", "vgg-5-w12")
 CODE = 8

@@ -27,7 +27,7 @@ from generators.commandline import progress
 from generators.errors import ConfigError
 from train_generators import ghn, vae
 from train_generators.compare import CompareConfig, run
-from train_generators.ghn import NOISE, GHNTrainingConfig
+from train_generators.ghn_config import NOISE, GHNTrainingConfig
 from train_generators.vae import VAEConfig
 
 log = logging.getLogger(__name__)

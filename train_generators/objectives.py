@@ -192,9 +192,9 @@ def zoo_loss(
     fixed = {name: value[:1] for name, value in subject.fixed.items()}
     buffers = {name: value[:1].clone() for name, value in subject.buffers.items()}
     with torch.no_grad():
-        own = {name: teacher[name] for name, _ in subject.form.module.named_parameters()}
-        target = subject.form(own, {name: value.clone() for name, value in buffers.items()}, pictures, training=True)
-    logits = subject.form(fixed | decoded, buffers, pictures, training=True)
+        own = {name: teacher[name].to(images.device) for name, _ in subject.form.module.named_parameters()}
+        target = subject.run(own, {name: value.clone() for name, value in buffers.items()}, pictures)
+    logits = subject.run(fixed | decoded, buffers, pictures)
     divergence = F.kl_div(logits[0].log_softmax(-1), target[0].log_softmax(-1), log_target=True, reduction="batchmean")
     loss = divergence + prior * code.square().mean() / 2 if code.numel() else divergence
     return loss, {"zoo_divergence": divergence.item()}

@@ -20,9 +20,11 @@ from generators.errors import ConfigError, PowerhouseError
 from generators.ghn.ghn import GHN, GHNConfig
 from generators.pointwise import HE
 from generators.seeds import stream
-from train_generators import cli
+from train_generators import cli, ghn_step
 from train_generators import ghn as module
-from train_generators.ghn import GHNTrainingConfig, fit, train_step
+from train_generators.ghn import fit
+from train_generators.ghn_config import GHNTrainingConfig
+from train_generators.ghn_step import train_step
 from train_generators.judging import zero_shot
 from train_generators.subject import Subject
 from train_generators.tracking import read_log
@@ -84,7 +86,7 @@ def test_gradient_against_a_loop_over_draws(images, config, name, step):
     config = replace(config, architectures=(name,))
     ghn = GHN(replace(config.ghn, gain_bound=2.0))
     batch, labels = images.train.images[:32], images.train.labels[:32]
-    source = SimpleNamespace(batch=lambda step, number=0: (batch, labels))
+    source = SimpleNamespace(batch=lambda step, number=0, unit=0: (batch, labels))
     loss, parts = train_step(ghn, Subject(name, ghn, images, draws=config.draws), config, source, step)
     found = {key: value.grad for key, value in ghn.named_parameters() if value.grad is not None}
     ghn.zero_grad()
@@ -115,12 +117,12 @@ def test_a_killed_training_ends_with_the_same_bits(images, tmp_path, monkeypatch
     """Stopped before, between and after saved states, and called again: weights, card and log as if never stopped."""
     fit(NOISY, tmp_path / "whole", images=images, quiet=True)
 
-    def dying(ghn, subject, config, source, step, teachers):
-        if step == killed_at:
+    def dying(*given):
+        if given[4] == killed_at:
             raise Killed
-        return train_step(ghn, subject, config, source, step, teachers)
+        return train_step(*given)
 
-    monkeypatch.setattr(module, "train_step", dying)
+    monkeypatch.setattr(ghn_step, "train_step", dying)
     out = tmp_path / "killed"
     with pytest.raises(Killed):
         fit(NOISY, out, images=images, quiet=True)
@@ -131,7 +133,7 @@ def test_a_killed_training_ends_with_the_same_bits(images, tmp_path, monkeypatch
         steps.append(given[4])
         return train_step(*given)
 
-    monkeypatch.setattr(module, "train_step", noted)
+    monkeypatch.setattr(ghn_step, "train_step", noted)
     torch.manual_seed(killed_at)  # the global stream of another day
     fit(NOISY, out, images=images, quiet=True)
     assert steps == list(range(4 if killed_at > 4 else 0, 8)), "goes on from the last saved state"
@@ -142,7 +144,7 @@ def test_a_finished_training_is_not_repeated(images, tmp_path, monkeypatch):
     out = tmp_path / "out"
     fit(QUICK, out, images=images, quiet=True)
     before = contents(out)
-    monkeypatch.setattr(module, "train_step", lambda *given: pytest.fail("a step was repeated"))
+    monkeypatch.setattr(ghn_step, "train_step", lambda *given: pytest.fail("a step was repeated"))
     fit(QUICK, out, images=images, quiet=True)
     assert contents(out) == before
 
@@ -266,7 +268,7 @@ def test_a_loss_that_is_not_finite(images, tmp_path, monkeypatch):
         loss, parts = train_step(*given)
         return (float("nan") if given[4] == 5 else loss), parts
 
-    monkeypatch.setattr(module, "train_step", broken)
+    monkeypatch.setattr(ghn_step, "train_step", broken)
     with pytest.raises(ConfigError, match="not finite at step 5"):
         fit(QUICK, tmp_path / "out", images=images, quiet=True)
     assert (tmp_path / "out" / "training" / "state.safetensors").exists()

@@ -18,7 +18,8 @@ from collect.zoo import Zoo
 from generators.errors import ConfigError
 from generators.ghn.ghn import GHN, GHNConfig
 from generators.seeds import stream
-from train_generators.ghn import GHNTrainingConfig, fit
+from train_generators.ghn import fit
+from train_generators.ghn_config import GHNTrainingConfig
 from train_generators.objectives import Objective, Teachers, adapted_loss, images_loss, zoo_loss
 from train_generators.subject import ImageStream, Subject
 from train_generators.tracking import read_log
@@ -150,7 +151,7 @@ CONFIG = GHNTrainingConfig(
 def test_trainings_for_each_objective_go_on_after_a_kill_with_the_same_bits(
     images, zoo, tmp_path, monkeypatch, objective, logged
 ):
-    from train_generators import ghn as module
+    from train_generators import ghn_step as module
 
     config = replace(CONFIG, objective=objective)
     fit(config, tmp_path / "whole", zoo=zoo, images=images, quiet=True)

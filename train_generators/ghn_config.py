@@ -1,0 +1,123 @@
+"""Every choice of a GHN training, and what of it the card of the checkpoint says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from collect.architectures import parse
+from collect.data import ImageSet
+from generators.errors import ConfigError
+from generators.ghn.ghn import GHNConfig
+from train_generators.objectives import Objective
+
+
+@dataclass(frozen=True)
+class GHNTrainingConfig:
+    """Every choice of one GHN training; saved beside the checkpoint.
+
+    Attributes:
+        architectures: What the GHN is trained on, such as resnet-8-w8 vgg-3-w8; () takes those of the zoo.
+        held_out: Architectures that are evaluated, on validation images, and never trained on.
+        data: Data set, see `collect.data.load`.
+        data_root: Where torchvision sets lie.
+        start: Checkpoint of a GHN that is trained on, with this data and objective: a published name or a folder. Its
+            shape is kept, so leave --ghn.* alone; its anchor is there from the first step.
+        steps: Optimiser steps.
+        meta_batch: Architectures per step, a batch of images each, over whose losses the mean is taken. Processes that
+            `torchrun` starts share them.
+        batch_size: Images per architecture and step.
+        lr: Peak learning rate of AdamW: linear warm-up, then cosine to zero.
+        warm_up: Share of the steps with rising learning rate.
+        weight_decay: Of AdamW.
+        clip_norm: Bound on the norm of the gradient.
+        augmentation: Of the images: none, shift or flip-crop.
+        precision: Of the generated networks' forward and backward passes: float32, or bfloat16 by autocast. The GHN
+            itself works in float32.
+        draws: Members per step; the cosine needs two.
+        anchor_warm_up: Share of the steps over which the anchor rises from 0 to its value: a GHN that meets all the
+            noise at once stays at chance for long.
+        cosine_weight: Weight of the cosine between the logits of two draws; 0 for a deterministic GHN.
+        objective: What the GHN is trained for, see `train_generators.objectives`.
+        log_every: Steps between lines of the log.
+        evaluate_every: Steps between evaluations on the held-out architectures.
+        save_every: Steps between saved training states.
+        ghn: The shape of the GHN.
+        name: What reports call it.
+        seed: Root of all random streams.
+    """
+
+    architectures: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    data: str = "digits"
+    data_root: Path | None = None
+    start: str = ""
+    steps: int = 2000
+    meta_batch: int = 1
+    batch_size: int = 64
+    lr: float = 2e-3
+    warm_up: float = 0.05
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    augmentation: Literal["none", "shift", "flip-crop"] = "none"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    draws: int = 1
+    anchor_warm_up: float = 0.5
+    cosine_weight: float = 0.0
+    objective: Objective = field(default_factory=Objective)
+    log_every: int = 50
+    evaluate_every: int = 500
+    save_every: int = 500
+    ghn: GHNConfig = field(default_factory=GHNConfig)
+    name: str = "ghn"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        both = set(self.architectures) & set(self.held_out)
+        if both:
+            raise ConfigError(f"{sorted(both)} are both trained on and held out; take them out of one list")
+        if min(self.steps, self.meta_batch, self.draws, self.evaluate_every, self.save_every) < 1:
+            raise ConfigError("steps, meta_batch, draws, evaluate_every and save_every must be at least 1")
+        if self.batch_size < 2:
+            raise ConfigError("batch_size must be at least 2: batch norm divides by the spread of a batch")
+        if self.cosine_weight and not self.objective.images:
+            raise ConfigError("cosine_weight belongs to objective.images, whose weight is 0")
+        if self.cosine_weight and (self.draws < 2 or not (self.start or self.ghn.anchor or self.ghn.code)):
+            raise ConfigError("cosine_weight needs draws of 2 or more, and an anchor or a code so that they differ")
+        for name in (*self.architectures, *self.held_out):
+            parse(name)  # a wrong name is found now, not at the first evaluation
+
+
+DETERMINISTIC = GHNTrainingConfig()
+NOISE = GHNTrainingConfig(
+    name="noise-ghn", ghn=GHNConfig(anchor=0.6, code=8), draws=2, cosine_weight=0.05, steps=2500
+)  # fmt: skip
+"""The noise GHN's default: see docs/decisions.md for the weight of the cosine and the anchor."""
+
+
+def facts(config: GHNTrainingConfig, images: ImageSet, *, start_digest: str | None = None) -> dict[str, Any]:
+    """What the card says besides the figures; also what a training must agree on to be resumed.
+
+    Args:
+        config: of the training, with the shape of the GHN resolved.
+        images: the data set.
+        start_digest: of the content of the checkpoint that the training started from.
+    """
+    kind = "noise-ghn" if config.ghn.anchor or config.ghn.code else "ghn"
+    summaries = {"ghn": "deterministic graph hypernetwork", "noise-ghn": "graph hypernetwork whose members differ"}
+    training = asdict(config)
+    del training["data_root"]  # where the data lie on this machine; which data, the digest says
+    return {
+        "kind": kind,
+        "summary": summaries[kind],
+        "paper": "arXiv 2310.16695",
+        "licence": "Apache-2.0",
+        "data": images.name,
+        "data_digest": images.digest,
+        "architectures": list(config.architectures),
+        "held_out": list(config.held_out),
+        **({"start_digest": start_digest} if start_digest else {}),
+        "training": json.loads(json.dumps(training)),  # tuples as the checkpoint gives them back: lists
+    }
