@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from collect import index, packed
+from collect import failures, index, packed
 from collect.card import place_of
 from collect.card import write as write_card
 from collect.flags import RunConfig
@@ -18,10 +18,11 @@ from collect.index import Index
 from collect.plan import read, saved_plans, write
 from collect.provenance import provenance
 from collect.runner import collect
-from collect.screens import in_words, plan_table, show, swept, table_of, zoo_table
+from collect.screens import first_few, in_words, plan_table, show, swept, table_of, zoo_table
 from collect.spec import tasks_of
 from collect.standing import standings
 from collect.zoo import Zoo, scan
+from collect.zoo_file import SUFFIX, Header
 from generators.commandline import progress
 from generators.errors import ConfigError, ZooError
 
@@ -81,7 +82,7 @@ def plan(
 
 
 # Flags that say where and how, not what.
-NOT_PLANNED = ("out", "plan", "workers", "device", "executor", "address", "slurm", "data_root", "download",
+NOT_PLANNED = ("out", "plan", "workers", "device", "executor", "address", "gpus", "slurm", "data_root", "download",
                "verify")  # fmt: skip
 
 
@@ -153,7 +154,11 @@ def status(folder: tyro.conf.Positional[Path]) -> None:
     planned = {task.id: task for tasks in plans.values() for task in tasks}
     there = {} if found is None else found.entries("runs")
     missing = [task for name, task in planned.items() if name not in there]
-    notes = [in_words(each) for each in standings(folder, plans, found, bad)]
+    failed = {name: each for name, each in failures.read(folder).items() if name not in there}
+    broken = {path.name.removesuffix(SUFFIX) for path in bad}
+    notes = _left_out(folder) if folder.is_file() else []
+    notes += [in_words(each) for each in standings(folder, plans, found, failed.keys() | broken)]
+    notes += first_few([str(each) for each in failed.values()], f"in {folder / failures.FOLDER}")
     strangers = [size for name, size in there.items() if name not in planned] if plans else []
     if strangers:
         notes.append(f"{sum(strangers)} networks in {len(strangers)} files belong to no plan here")
@@ -163,6 +168,17 @@ def status(folder: tyro.conf.Positional[Path]) -> None:
         table=zoo_table(None if found is None else found.runs, missing),
         bad=[*bad.values(), *bad_plans.values()], notes=notes,
     )  # fmt: skip
+
+
+def _unusable(folder: Path, bad: Collection[Path], good: Sequence[Header]) -> str:
+    names = ", ".join(path.name for path in bad)
+    return f"{len(bad)} of {len(bad) + len(good)} files in {folder} are not usable: {names}"
+
+
+def _left_out(path: Path) -> list[str]:
+    """Notes on what a packed zoo was made without."""
+    names = packed.left_out(path)
+    return [f"{path} was made without {len(names)} damaged files: {', '.join(names)}"] if names else []
 
 
 def verify(folder: tyro.conf.Positional[Path]) -> None:
@@ -179,11 +195,10 @@ def verify(folder: tyro.conf.Positional[Path]) -> None:
         table.add_row(header.path.name, str(len(header.runs)), header.digest)
     show(f"{folder}: {len(headers)} files whole, {len(bad)} not usable", table=table, bad=bad.values())
     if bad:
-        names = ", ".join(path.name for path in bad)
-        raise ZooError(f"{len(bad)} of {len(bad) + len(headers)} files in {folder} are not usable: {names}")
+        raise ZooError(_unusable(folder, bad, headers))
 
 
-def pack(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> None:
+def pack(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], *, partial: bool = False) -> None:
     """Copy every whole population of a zoo into one HDF5 file, to publish; `Zoo(OUT.h5)` reads it where it lies.
 
     Example: python -m collect pack zoo/ zoo.h5
@@ -191,12 +206,18 @@ def pack(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) ->
     Args:
         folder: the zoo.
         out: the file to make.
+        partial: leave damaged populations out, and say so in the file; without it nothing is packed if there are any.
     """
     headers, bad = scan(folder, verify=True)
-    path = packed.write(headers, out)
+    if bad and not partial:
+        raise ZooError(
+            f"{_unusable(folder, bad, headers)}; nothing is packed: train them again by the command that made the zoo, "
+            "with --verify, or pack the others with --partial"
+        )
+    path = packed.write(headers, out, left_out={path.name: str(error) for path, error in bad.items()})
     networks = sum(len(header.runs) for header in headers)
     title = f"{path}: {networks} networks in {len(headers)} populations, {path.stat().st_size / 1e6:.1f} MB, digest "
-    show(f"{title}{packed.zoo_digest(headers)}", bad=bad.values())
+    show(f"{title}{packed.zoo_digest(headers)}", bad=bad.values(), notes=_left_out(path))
 
 
 def card(folder: tyro.conf.Positional[Path], *, out: Path | None = None, licence: str | None = None) -> None:

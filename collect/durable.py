@@ -7,12 +7,14 @@ any moment leaves at most a temporary file, whose name says which process of whi
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from generators.errors import ZooError
@@ -20,6 +22,7 @@ from generators.errors import ZooError
 STALE_SECONDS = 24 * 3600  # temporary files of other machines are swept when they are older than this
 BEAT_SECONDS = 30  # between signs of life of a claim
 SILENT_SECONDS = 10 * BEAT_SECONDS  # claims of other machines without one are over; generous, as clocks differ
+CLAIM = ".claim"  # what a claim's name adds to that of its file
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)@(?P<host>[^@]+)@(?P<pid>\d+)\.tmp$")
 
 
@@ -62,26 +65,61 @@ def durable(path: Path) -> Iterator[Path]:
         ) from error
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far the work on a file is.
+
+    Attributes:
+        fraction: that is done.
+        gained: what of it this process did.
+        seconds: that it took for that.
+    """
+
+    fraction: float = 0.0
+    gained: float = 0.0
+    seconds: float = 0.0
+
+
+class Claim:
+    """What a process tells of its work on a file."""
+
+    def __init__(self) -> None:
+        self._fractions: tuple[float, float] | None = None  # when it began, now
+        self._began = 0.0
+
+    def tell(self, fraction: float) -> None:
+        """`fraction` is done. Cheap; others get to know it with the next sign of life."""
+        if self._fractions is None:
+            self._fractions, self._began = (fraction, fraction), time.monotonic()
+        self._fractions = (self._fractions[0], fraction)
+
+    def progress(self) -> Progress:
+        """What was told last."""
+        first, last = self._fractions or (0.0, 0.0)
+        return Progress(last, last - first, time.monotonic() - self._began if self._fractions else 0.0)
+
+
 @contextlib.contextmanager
-def claim(path: Path) -> Iterator[None]:
-    """Show others that this process works on what will be `path`, by an empty temporary file that `durable` will fill.
+def claim(path: Path) -> Iterator[Claim]:
+    """Show others that this process works on what will be `path`, by a temporary file beside it.
 
     It locks nothing: two processes may claim one path, and either finishes. Other machines cannot see whether this
-    process lives, so a thread renews the file's time. A folder that cannot be written is for `durable` to report.
+    process lives, so a thread writes the file again and again, with what was told of the progress. A folder that cannot
+    be written is for `durable` to report.
     """
-    temporary, over = _temporary(path), threading.Event()
+    temporary, mine, over = _temporary(path.with_name(f"{path.name}{CLAIM}")), Claim(), threading.Event()
 
     def beat() -> None:
         while not over.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError):
-                os.utime(temporary)
+                temporary.write_text(json.dumps(asdict(mine.progress())))
 
     with contextlib.suppress(OSError):
         temporary.touch()
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield
+        yield mine
     finally:
         over.set()
         thread.join()
@@ -89,15 +127,25 @@ def claim(path: Path) -> Iterator[None]:
             temporary.unlink(missing_ok=True)
 
 
-def claimed(folder: Path) -> set[str]:
-    """Names of the files in `folder` that somebody is working on; those of dead processes do not count."""
-    found = set()
-    for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+def claimed(folder: Path) -> dict[str, Path]:
+    """Names of the files in `folder` that somebody is working on, each with the claim or what is written of the file;
+    those of dead processes do not count.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob(".*.tmp")) if folder.is_dir() else ():
         match = _TEMPORARY.match(path.name)
         with contextlib.suppress(FileNotFoundError):  # just finished
             if match is not None and not _is_stale(path, match, SILENT_SECONDS):
-                found.add(match["name"])
+                found.setdefault(match["name"].removesuffix(CLAIM), path)  # claims are sorted first
     return found
+
+
+def progress(claim: Path) -> Progress:
+    """How far the work is, by a file from `claimed`; as if nothing had been told yet where it does not say."""
+    try:
+        return Progress(**json.loads(claim.read_bytes()[:1000]))
+    except (OSError, ValueError, TypeError):
+        return Progress()
 
 
 def _is_running(pid: int) -> bool:

@@ -74,6 +74,8 @@ class RunConfig:
     """Where to train: worker processes of this machine, a Ray cluster, or a SLURM array."""
     address: str | None = None
     """Of the Ray cluster: auto, or HOST:PORT; by default the one of RAY_ADDRESS, else one on this machine."""
+    gpus: float | None = None
+    """Of each task on a Ray cluster with --device cuda: 1 by default; 0.25 lets four tasks share a GPU."""
     slurm: dict[str, int | str] = field(default_factory=dict)
     """Settings of a SLURM job as pairs, such as: timeout_min 120 slurm_partition cpu."""
     data_root: Path | None = None
@@ -85,9 +87,10 @@ class RunConfig:
 
     def made_executor(self) -> Executor:
         """The executor that the flags ask for. Raises what `collect.executors.make` raises."""
+        settings = {"address": self.address, "gpus": self.gpus, "slurm": self.slurm or None}
         if self.executor == "processes" and self.workers == 0:
-            return make("here")
-        return make(self.executor, workers=self.workers, address=self.address, slurm=self.slurm or None)
+            return make("here", **settings)
+        return make(self.executor, workers=self.workers, **settings)
 
     def spec(self) -> Spec:
         """What the flags say. Raises what `Spec` raises."""

@@ -1,7 +1,8 @@
 """The packed zoo, schema 1: many population files in one HDF5 file, to publish and to download.
 
     populations/<id>   one group per population, a copy of its file with all attributes and digests (`collect.zoo_file`)
-    attributes         format, schema, populations, runs, digest, package_version, ..., complete
+    attributes         format, schema, populations, runs, digest, left_out (JSON: file -> why, of what was damaged when
+                       it was packed), package_version, ..., complete
 
 Arrays stay contiguous, so `collect.zoo.Zoo` maps them where they lie; there is nothing to unpack.
 """
@@ -9,8 +10,9 @@ Arrays stay contiguous, so `collect.zoo.Zoo` maps them where they lie; there is 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -87,6 +89,12 @@ def read(path: str | Path, *, verify: bool = False) -> tuple[list[Header], dict[
     return good, bad
 
 
+def left_out(path: str | Path) -> dict[str, str]:
+    """What a packed zoo was made without: file -> why."""
+    with h5py.File(path, "r", locking=False) as file:
+        return json.loads(plain(file.attrs.get("left_out", "{}")))
+
+
 def header_at(place: Place) -> Header:
     """All that is stored of a population, from its file or its group of a packed zoo.
 
@@ -103,8 +111,13 @@ def header_at(place: Place) -> Header:
     return header
 
 
-def write(headers: Sequence[Header], out: str | Path) -> Path:
+def write(headers: Sequence[Header], out: str | Path, *, left_out: Mapping[str, str] | None = None) -> Path:
     """Copy populations, which the caller has verified, into one file; it has its name when it is complete and durable.
+
+    Args:
+        headers: the populations.
+        out: the file.
+        left_out: what is not among them though it is meant to be, file -> why; the packed zoo says so (`left_out`).
 
     Returns:
         The path. A file with the same content is left as it is.
@@ -127,6 +140,7 @@ def write(headers: Sequence[Header], out: str | Path) -> Path:
         sweep(out.parent)
     versions, aligned = ("v110", "v110"), {"alignment_threshold": 1, "alignment_interval": 64}
     facts = {"populations": len(headers), "runs": sum(len(header.table) for header in headers), "digest": digest}
+    facts["left_out"] = json.dumps(dict(left_out or {}), sort_keys=True)
     with durable(out) as temporary:
         try:
             with h5py.File(temporary, "w", libver=versions, **aligned) as file:

@@ -1,6 +1,7 @@
 """The unit of work: train one population and store it. What every executor runs, wherever it runs it.
 
-Running a task twice does no harm: the second time finds the file of the first.
+Running a task twice does no harm: the second time finds the file of the first. A training that fails is recorded in
+the zoo (`collect.failures`) until it succeeds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from collect import data, unfinished, zoo_file
+from collect import beside, data, failures, unfinished, zoo_file
 from collect.durable import claim
 from collect.memory import keep_freed_memory
 from collect.plan import Task, init_digest
@@ -67,6 +68,11 @@ def _usable(device: str) -> torch.device:
         raise DeviceError(f"cannot train on device {device!r}: {reason}; leave it out to train on the CPU") from error
 
 
+def _failed(outcome: Outcome, folder: Path) -> Outcome:
+    failures.record(folder, outcome.task, outcome.error, detail=outcome.detail)
+    return outcome
+
+
 def perform(
     task: Task, folder: Path, root: Path | None, tick: Tick, *, device: str = "cpu", images: data.ImageSet | None = None
 ) -> Outcome:
@@ -84,23 +90,31 @@ def perform(
     keep_freed_memory()
     state = unfinished.path_of(folder, task.id)
     try:
-        with claim(zoo_file.path_of(folder, task.id)):  # before anything that takes time
+        with claim(zoo_file.path_of(folder, task.id)) as mine:  # before anything that takes time
             where = _usable(device)
             images = images or _images(task.recipe.data, root, task.data_digest)
             if init_digest(task.recipe.init) != task.recipe.init_digest:
                 raise ConfigError(
                     f"the checkpoint in {task.recipe.init!r} has changed since the plan was made; plan again"
                 )
+
+            def told(fraction: float) -> None:
+                mine.tell(fraction)
+                tick(task.id, fraction)
+
             population = train(
-                task.recipe, task.seeds, images, stack=task.stack, tick=functools.partial(tick, task.id),
-                unfinished_path=state, device=where,
-            )  # fmt: skip
+                task.recipe, task.seeds, images, stack=task.stack, tick=told, unfinished_path=state, device=where
+            )
             zoo_file.write(population, folder)
-            unfinished.discard(state)
+            for done_with in (state, failures.path_of(folder, task.id)):
+                beside.discard(done_with)
     except Interrupted:
         raise
+    except (ZooError, DeviceError) as error:  # of the folder or the machine, not of the task
+        return Outcome(task, error=str(error), fatal=True)
     except PowerhouseError as error:
-        return Outcome(task, error=str(error), fatal=isinstance(error, ZooError | DeviceError))
+        return _failed(Outcome(task, error=str(error)), folder)
     except Exception as error:  # a fault of the engine or of a third party's initialiser
-        return Outcome(task, error=f"{type(error).__name__}: {error}", detail=f"\n{traceback.format_exc()}")
+        detail = f"\n{traceback.format_exc()}"
+        return _failed(Outcome(task, error=f"{type(error).__name__}: {error}", detail=detail), folder)
     return Outcome(task, diverged=population.status.count("diverged"), seconds=population.seconds)

@@ -10,18 +10,17 @@ order when it is opened; with `verify`, one whose every byte matches its digests
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from collect import index, unfinished, zoo_file
-from collect.durable import durable, sweep
+from collect import beside, durable, failures, index, unfinished, zoo_file
 from collect.executors import Executor, make
 from collect.executors.attempt import Attempt, Elsewhere, check, free
 from collect.executors.base import Result
@@ -116,22 +115,28 @@ def _describe(tasks: Sequence[Task], folder: Path, config: Mapping[str, Any] | N
     save(tasks, folder)
     place = folder / f"config-{digest(tasks)}.json"
     if config is not None and not place.exists():
-        with durable(place) as temporary:
+        with durable.durable(place) as temporary:
             temporary.write_text(json.dumps(config, indent=1, sort_keys=True, default=str))
 
 
-def _move_aside(path: Path) -> Path:
-    """Rename a damaged file to a name that no reader looks at and no earlier one has."""
-    number = 0
-    while (aside := path.with_name(f"{path.name}.bad{number or ''}")).exists():
-        number += 1
-    return path.rename(aside)
+def _make_room(tasks: Sequence[Task], faults: Mapping[str, str | None], folder: Path) -> tuple[Path, ...]:
+    """Rename the damaged files of tasks to names that no reader looks at and no earlier one has."""
+    moved = []
+    for task in tasks:
+        if fault := faults[task.id]:
+            path, number = zoo_file.path_of(folder, task.id), 0
+            while (aside := path.with_name(f"{path.name}.bad{number or ''}")).exists():
+                number += 1
+            moved.append(path.rename(aside))
+            log.warning("%s; moved aside to %s, its networks are trained again", fault, aside.name)
+    return tuple(moved)
 
 
 def _sweep(folder: Path) -> None:
     """Delete what killed collectors left and nobody needs."""
-    sweep(folder)
-    unfinished.sweep(folder, stored=lambda population: zoo_file.path_of(folder, population).exists())
+    durable.sweep(folder)
+    for place in (unfinished.FOLDER, failures.FOLDER):
+        beside.sweep(folder / place, stored=lambda population: zoo_file.path_of(folder, population).exists())
 
 
 def _carry_out(
@@ -141,7 +146,7 @@ def _carry_out(
     while tasks:
         ready = free(tasks, folder)
         executor.submit(map(attempt, ready))
-        with closing(executor.finished(progress.tick)) as results:
+        with contextlib.closing(executor.finished(progress.tick)) as results:
             given_back = list(filter(None, map(progress.take, results)))
         mine = {task.id for task in ready} - {task.id for task in given_back}
         left = [task for task in tasks if task.id not in mine]
@@ -186,7 +191,8 @@ def collect(
         CollectError: some populations could not be trained; all others are stored.
         ZooError: the folder cannot be written, or holds a population of the plan that a newer version wrote; or the
             device is not there.
-        ConfigError: a negative number of workers, or one beside an executor; no such kind of device.
+        ConfigError: a negative number of workers, or one beside an executor; no such kind of device; no cluster that
+            the executor needs, or none with such a device. Nothing has been written then.
     """
     # Resolved, for other processes may have another working folder.
     folder, root = Path(folder).resolve(), None if root is None else Path(root).resolve()
@@ -205,32 +211,28 @@ def collect(
         fractions=dict.fromkeys((task.id for task in tasks), 0.0),
     )
     faults, found = _faults(tasks, folder, verify=verify)
-    _describe(tasks, folder, config)
-    if found is not None:
-        index.keep(found, folder)
-    _sweep(folder)
-    moved_aside, open_tasks = [], []
-    for task in tasks:
-        fault = faults[task.id]
-        if fault is None:
-            progress.take(Elsewhere(task, done=True))
-            continue
-        if fault:
-            moved_aside.append(_move_aside(zoo_file.path_of(folder, task.id)))
-            log.warning("%s; moved aside to %s, its networks are trained again", fault, moved_aside[-1].name)
-        open_tasks.append(task)
+    open_tasks = [task for task in tasks if faults[task.id] is not None]
     open_tasks.sort(key=lambda task: -task.cost)  # the longest first, so that no worker ends long after the others
-    if progress.found:
-        log.info("%d of %d populations are there, %d to train", len(progress.found), len(tasks), len(open_tasks))
-    try:
-        _carry_out(open_tasks, executor, attempt, folder, progress)
-    except (KeyboardInterrupt, Interrupted) as reason:
-        done = sum(zoo_file.path_of(folder, task.id).exists() for task in tasks)
-        raise Interrupted(
-            f"{str(reason) or 'interrupted'}: {done} of {len(tasks)} populations are stored in {folder}"
-        ) from reason
-    finally:
+    with executor.opened(device=device) if open_tasks else contextlib.nullcontext():
+        _describe(tasks, folder, config)
+        if found is not None:
+            index.keep(found, folder)
         _sweep(folder)
+        moved_aside = _make_room(open_tasks, faults, folder)
+        for task in tasks:
+            if faults[task.id] is None:
+                progress.take(Elsewhere(task, done=True))
+        if progress.found:
+            log.info("%d of %d populations are there, %d to train", len(progress.found), len(tasks), len(open_tasks))
+        try:
+            _carry_out(open_tasks, executor, attempt, folder, progress)
+        except (KeyboardInterrupt, Interrupted) as reason:
+            done = sum(zoo_file.path_of(folder, task.id).exists() for task in tasks)
+            raise Interrupted(
+                f"{str(reason) or 'interrupted'}: {done} of {len(tasks)} populations are stored in {folder}"
+            ) from reason
+        finally:
+            _sweep(folder)
     if progress.failed:
         first = progress.failed[0]
         raise CollectError(
@@ -240,6 +242,6 @@ def collect(
     return Collected(
         tuple(outcome.task.id for outcome in progress.trained),
         tuple(progress.found),
-        tuple(moved_aside),
+        moved_aside,
         sum(outcome.diverged for outcome in progress.trained),
     )

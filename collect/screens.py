@@ -22,6 +22,7 @@ from collect.standing import Standing
 
 MOST_ROWS = 40  # of a table: larger sweeps are told apart by fewer columns
 MOST_VALUES = 6  # of a swept field that are written out
+MOST_LINES = 3  # on populations that failed
 
 
 def show(title: str, *, table: Table | None = None, bad: Iterable[Exception] = (), notes: Iterable[str] = ()) -> None:
@@ -136,6 +137,12 @@ def zoo_table(runs: Runs | None, missing: Sequence[Task]) -> Table:
         wanted = f" of {networks + more}" if more else ""
         table.add_row(*map(str, key), f"{networks}{wanted}", str(diverged), accuracy)
     return table
+
+
+def first_few(lines: Sequence[str], where: str) -> list[str]:
+    """Few lines as they are; of more the first ones, and where the others are."""
+    more = len(lines) - MOST_LINES
+    return [*lines[:MOST_LINES], *([f"and {more} more {where}"] if more > 0 else [])]
 
 
 def in_words(standing: Standing) -> str:

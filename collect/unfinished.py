@@ -7,7 +7,6 @@ with a warning and the training starts again; one that cannot be written costs a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -126,25 +125,3 @@ class Keeper:
         """Save if the time for it has come."""
         if self._path is not None and time.monotonic() >= self._due:
             self.save(state())
-
-
-def discard(path: Path) -> None:
-    """Delete the state at `path`, if there is one, and its folder, if that is empty now."""
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-        path.parent.rmdir()
-
-
-def sweep(folder: str | Path, *, stored: Callable[[str], bool]) -> None:
-    """Delete what nobody needs any more: the states of populations that are `stored`, and the halves of files that dead
-    processes left. What other collectors are writing stays.
-    """
-    place = Path(folder) / FOLDER
-    if not place.is_dir():
-        return
-    durable.sweep(place)
-    for path in place.glob(f"*{SUFFIX}"):
-        if stored(path.name.removesuffix(SUFFIX)):
-            discard(path)
-    with contextlib.suppress(OSError):
-        place.rmdir()

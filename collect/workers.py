@@ -131,10 +131,10 @@ def in_processes(
                 return
             finished, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             drain()
-            if stop is not None and stop.is_set():
-                raise Interrupted("asked to stop")
             for future in finished:
                 yield future.result()
+            if stop is not None and stop.is_set():
+                raise Interrupted("asked to stop")
     except BrokenProcessPool as error:
         raise Interrupted(
             "a worker process ended on its own (killed for want of memory? then use fewer workers; started from a "

@@ -6,10 +6,11 @@ is killed, does no harm. An executor only decides where they run.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 
 from collect.executors.attempt import Attempt, Elsewhere
 from collect.perform import Outcome
@@ -30,14 +31,27 @@ def at_least_one(workers: int | None) -> int | None:
 class Executor(ABC):
     """Submit, iterate over what is finished, cancel.
 
-    executor.submit(attempts)
-    with closing(executor.finished(on_tick)) as results:
-        for result in results: ...
+    with executor.opened(device="cpu"):
+        executor.submit(attempts)
+        with closing(executor.finished(on_tick)) as results:
+            for result in results: ...
     """
 
     def __init__(self) -> None:
         self.waiting: deque[Attempt] = deque()
         self.stop = threading.Event()
+
+    @contextlib.contextmanager
+    def opened(self, *, device: str) -> Iterator[None]:
+        """What is needed for as long as there is work, such as a connection; entered before anything is written.
+
+        Args:
+            device: of torch, where the attempts train.
+
+        Raises:
+            ConfigError: no attempt could run: there is no cluster, or no such device in it.
+        """
+        yield
 
     def submit(self, attempts: Iterable[Attempt]) -> None:
         """Take on more attempts; they start with `finished`, the first ones first. `Interrupted` after `cancel`."""

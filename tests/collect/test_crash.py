@@ -135,7 +135,7 @@ def test_asked_to_stop_it_saves_the_state_of_the_training_and_goes_on_from_there
     tmp_path: Path, slow: ModuleType, context: Any, undisturbed: tuple[dict[str, str], float], number: int
 ) -> None:
     with collecting(slow, context, tmp_path, save_every=600.0) as (process, _):
-        while process.is_alive() and not list(tmp_path.glob(".*.h5@*")):
+        while process.is_alive() and not list(tmp_path.glob(".*.h5*@*")):
             time.sleep(0.01)
         os.kill(process.pid, number)
         process.join()

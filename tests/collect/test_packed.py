@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import shutil
+import sys
 from pathlib import Path
 
 import h5py
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from collect import packed
+from collect import cli, packed
 from collect.plan import plan, sweep
 from collect.recipe import Recipe
 from collect.runner import collect
 from collect.zoo import Zoo, scan
+from generators.commandline import EXIT_WRONG_INPUT, run
 from generators.errors import ZooError
 
 
@@ -53,6 +55,33 @@ def test_the_packed_zoo_is_the_zoo(folder: Path, out: Path) -> None:
     np.testing.assert_array_equal(rows[0].matrix(), rows[1].matrix())
     for indices, batch in rows[1].blocks(2, torch.Generator().manual_seed(0)):
         np.testing.assert_array_equal(rows[0].batch(indices), batch)
+
+
+def test_what_is_damaged_is_left_out_only_when_asked_and_the_file_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "packed.h5"
+
+    def call(*arguments: str | Path) -> int:
+        monkeypatch.setattr(sys, "argv", ["collect", *map(str, arguments)])
+        return run(cli.main)
+
+    assert call("pack", folder, path) == EXIT_WRONG_INPUT
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 4 files" in error and "foreign.h5" in error and "--partial" in error and "--verify" in error
+    assert not path.exists()
+    assert call("pack", folder, path, "--partial") == 0
+    for shown in (capsys.readouterr().out, "" if call("status", path) else capsys.readouterr().out):
+        assert "was made without 1 damaged files: foreign.h5" in shown
+    assert packed.left_out(path).keys() == {"foreign.h5"} and "its content says" in packed.left_out(path)["foreign.h5"]
+    assert len(Zoo(path, verify=True).populations) == 3
+
+
+def test_a_packed_zoo_of_an_older_version_was_made_without_nothing(out: Path, tmp_path: Path) -> None:
+    older = Path(shutil.copy(out, tmp_path))
+    with h5py.File(older, "a") as file:
+        del file.attrs["left_out"]
+    assert packed.left_out(out) == packed.left_out(older) == {} and len(Zoo(older).populations) == 3
 
 
 def test_packing_again_changes_nothing_and_other_content_is_not_overwritten(folder: Path, out: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from collect import failures, unfinished
 from collect import perform as module
-from collect import unfinished
 from collect.data import load
 from collect.perform import perform
 from collect.plan import Task, plan
@@ -15,6 +15,7 @@ from collect.zoo_file import path_of, verify
 from generators.commandline import Interrupted
 
 STEPS = 10  # of one stack
+REASON = "has changed since the plan was made; plan again"
 
 
 @pytest.fixture
@@ -65,12 +66,13 @@ def test_images_at_hand_are_used(task: Task, tmp_path: Path, monkeypatch: pytest
     assert perform(task, tmp_path, None, lambda *progress: None, images=images).error == ""
 
 
-def test_what_has_changed_since_the_plan_was_made_is_an_outcome_and_nothing_is_written(
-    task: Task, tmp_path: Path
-) -> None:
+def test_what_has_changed_since_the_plan_was_made_is_an_outcome_and_a_record_of_it(task: Task, tmp_path: Path) -> None:
     data = replace(task, data_digest="0" * 32)
     checkpoint = replace(task, recipe=replace(task.recipe, init_digest="of another checkpoint"))
     for changed in (data, checkpoint):
         outcome = perform(changed, tmp_path, None, lambda *progress: None)
         assert "has changed since the plan was made; plan again" in outcome.error and not outcome.fatal
-    assert not list(tmp_path.iterdir())
+    assert {name: each.error for name, each in failures.read(tmp_path).items()} == {
+        data.id: f"data set 'digits' {REASON}", checkpoint.id: f"the checkpoint in 'he' {REASON}"
+    }  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == [failures.FOLDER]

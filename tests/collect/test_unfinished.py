@@ -163,19 +163,3 @@ def test_a_state_is_the_same_nest_again(tmp_path: Path) -> None:
     found = keeper.load()
     assert found.keys() == {"a", "e"} and found["a"]["d"].keys() == {"0"}
     assert torch.equal(found["a"]["b.c"], torch.arange(3)) and found["e"].shape == (2, 0) and found["a"]["d"]["0"]
-
-
-def test_sweeping_takes_what_nobody_needs_and_leaves_the_rest(tmp_path: Path) -> None:
-    done, open_ = (unfinished.path_of(tmp_path, name) for name in ("done", "open"))
-    unfinished.sweep(tmp_path, stored=lambda name: True)  # there is no folder yet
-    done.parent.mkdir()
-    done.touch()
-    open_.touch()
-    foreign = done.with_name(".x@elsewhere@1.tmp")
-    foreign.touch()
-    unfinished.sweep(tmp_path, stored=lambda name: name == "done")
-    assert set(done.parent.iterdir()) == {open_, foreign}
-    unfinished.discard(open_)
-    foreign.unlink()
-    unfinished.sweep(tmp_path, stored=lambda name: True)
-    assert not list(tmp_path.iterdir())

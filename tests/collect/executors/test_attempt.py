@@ -110,9 +110,9 @@ def test_a_claim_of_another_machine_ends_when_it_is_no_longer_renewed(
 ) -> None:
     far = tmp_path / ".far.h5@elsewhere@1.tmp"
     far.touch()
-    assert claimed(tmp_path) == {"far.h5"}
+    assert claimed(tmp_path) == {"far.h5": far}
     os.utime(far, (0, time.time() - durable.SILENT_SECONDS - 60))
-    assert claimed(tmp_path) == set()
+    assert claimed(tmp_path) == {}
     monkeypatch.setattr(durable, "BEAT_SECONDS", 0.01)
     with claim(tmp_path / "near.h5"):
         (near,) = tmp_path.glob(".near*")
