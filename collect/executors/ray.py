@@ -1,4 +1,4 @@
-"""On a Ray cluster: one plain remote task per population, one CPU each.
+"""On a Ray cluster: one plain remote task per population, one CPU each, and a GPU where it trains on one.
 
 Ray (Moritz et al., 2018) restarts tasks whose process or node is lost, which is safe because an attempt may run twice.
 Data sets lie in the object store, once per node, and workers read them there without a copy. What comes back is ids and
@@ -118,23 +118,57 @@ class Ray(Executor):
     Args:
         address: of a cluster: "auto", "HOST:PORT"; None for the one this process is connected to or that RAY_ADDRESS
             names, else Ray is started on this machine and ended afterwards.
-        workers: how many populations are trained at once at most, None for as many as there are CPUs.
+        workers: how many populations are trained at once at most, None for as many as there is room for.
+        gpus: of each task, where the device is cuda; below 1 several share one.
         grace: seconds that tasks have to save what they need when they are stopped.
 
     Raises:
-        ConfigError: Ray is not installed.
+        ConfigError: Ray is not installed, or a number that makes no sense.
     """
 
-    def __init__(self, *, address: str | None = None, workers: int | None = None, grace: float = GRACE_SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        gpus: float = 1.0,
+        grace: float = GRACE_SECONDS,
+    ) -> None:
         super().__init__()
+        if not (0 < gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
+            raise ConfigError(f"gpus must be a share of one, such as 0.25, or a whole number, got {gpus}")
         self._ray, self._address, self._workers, self._grace = _ray(), address, at_least_one(workers), grace
+        self._gpus = gpus
 
     @contextlib.contextmanager
-    def _connected(self) -> Iterator[ModuleType]:
+    def opened(self, *, device: str) -> Iterator[None]:
+        """See `Executor.opened`: Ray, connected to the cluster."""
+        with self._connected():
+            needs, there = self._needs(device).get("GPU", 0), self._ray.cluster_resources().get("GPU", 0)
+            if torch.device(device).index:
+                raise ConfigError(f"on a Ray cluster it is Ray that chooses the GPU: --device cuda, not {device}")
+            if there < needs:
+                raise ConfigError(
+                    f"the Ray cluster has {there:g} GPUs, and each task on device {device!r} needs {needs:g}; add a "
+                    "node that has one, or train on the CPU"
+                )
+            yield
+
+    def _needs(self, device: str) -> dict[str, float]:
+        """What each task asks of the cluster. Ray hides the GPUs of a node from tasks that ask for none."""
+        return {"CPU": 1, "GPU": self._gpus} if torch.device(device).type == "cuda" else {"CPU": 1}
+
+    def _room(self, needs: dict[str, float]) -> int:
+        """How many tasks the cluster, as it is now, runs at once."""
+        there = self._ray.cluster_resources()
+        return max(1, min(int(there.get(name, 0) / each) for name, each in needs.items()))
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
         """Ray, initialised; what is started here is ended here."""
         ray = self._ray
         if ray.is_initialized():
-            yield ray
+            yield
             return
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
@@ -149,36 +183,33 @@ class Ray(Executor):
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there
         try:
-            yield ray
+            yield
         finally:
             ray.shutdown()
 
     def finished(self, on_tick: Tick) -> Generator[Result, None, None]:
-        """See `Executor.finished`. Losing a worker or node does not end it: its tasks are tried again elsewhere.
-
-        Raises:
-            ConfigError: there is no cluster at the address.
-        """
+        """See `Executor.finished`. Losing a worker or node does not end it: its tasks are tried again elsewhere."""
         if not self.waiting:
             return
-        with self._connected() as ray:
-            remote = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(_in_worker)
-            store = _Store(ray)
-            pending: dict[Any, Attempt] = {}
-            try:
-                while self.waiting or pending:
-                    window = self._workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-                    while self.waiting and len(pending) < window:
-                        attempt = self.waiting.popleft()
-                        pending[remote.remote(attempt, store.reference(attempt))] = attempt
-                    ready, _ = ray.wait(list(pending), num_returns=1, timeout=_POLL_SECONDS)
-                    if self.stop.is_set():
-                        raise Interrupted("asked to stop")
-                    for reference in ready:
-                        yield self._result(reference, pending.pop(reference))
-            finally:
-                self.waiting.clear()
-                self._end(list(pending))
+        ray, needs = self._ray, self._needs(self.waiting[0].device)
+        given = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0)}
+        remote = ray.remote(max_retries=RETRIES, retry_exceptions=False, **given)(_in_worker)
+        store = _Store(ray)
+        pending: dict[Any, Attempt] = {}
+        try:
+            while self.waiting or pending:
+                window = self._workers or 2 * self._room(needs)
+                while self.waiting and len(pending) < window:
+                    attempt = self.waiting.popleft()
+                    pending[remote.remote(attempt, store.reference(attempt))] = attempt
+                ready, _ = ray.wait(list(pending), num_returns=1, timeout=_POLL_SECONDS)
+                if self.stop.is_set():
+                    raise Interrupted("asked to stop")
+                for reference in ready:
+                    yield self._result(reference, pending.pop(reference))
+        finally:
+            self.waiting.clear()
+            self._end(list(pending))
 
     def _result(self, reference: Any, attempt: Attempt) -> Result:
         """What a remote task returned; its failure outside of our code is an outcome as well."""

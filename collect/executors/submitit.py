@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from collect.executors.attempt import Attempt, Elsewhere, check
 from collect.executors.base import Executor, Result, at_least_one
 from collect.executors.processes import Processes
@@ -34,6 +36,7 @@ SLICES = 4  # elements per worker, so that none ends long after the others; few,
 DEFAULTS: dict[str, Any] = {"name": "collect", "timeout_min": 240, "cpus_per_task": 1}
 TIMEOUTS = 1000  # how often a job may be queued again; what it did is kept
 LOGS = "slurm"  # folder in the zoo
+GPU_WORDS = ("gpu", "gres")  # in the names of settings that ask for GPUs
 
 
 def _submitit() -> ModuleType:
@@ -101,7 +104,8 @@ class Submitit(Executor):
     Args:
         workers: elements of the array that run at once at most.
         slurm: settings of `submitit.AutoExecutor.update_parameters`, such as `timeout_min`, `cpus_per_task` (each has a
-            worker process), `mem_gb`, `slurm_partition`, `slurm_account`; numbers may come as text.
+            worker process), `mem_gb`, `slurm_partition`, `slurm_account`; numbers may come as text. Where the device
+            is cuda and no setting speaks of GPUs, `gpus_per_node` is 1.
         cluster: "slurm"; or "local" for processes of this machine, all at once, to try things out.
         logs: folder of submitit's files; None for `slurm` in the zoo.
         poll: seconds between looks at the zoo and the jobs.
@@ -133,14 +137,17 @@ class Submitit(Executor):
                 "processes with --executor processes"
             )
         with tempfile.TemporaryDirectory() as empty:
-            self._array(empty)  # wrong settings are found before anything is written
+            self._array(empty, device="cpu")  # wrong settings are found before anything is written
 
-    def _array(self, logs: str | Path) -> Any:
+    def _array(self, logs: str | Path, *, device: str) -> Any:
         """The executor of submitit, with all settings."""
+        settings = self._settings
+        if torch.device(device).type == "cuda" and not any(word in name for name in settings for word in GPU_WORDS):
+            settings = settings | {"gpus_per_node": 1}
         try:
             limits = {f"{cluster}_max_num_timeout": TIMEOUTS for cluster in ("slurm", "local")}
             array = self._submitit.AutoExecutor(logs, cluster=self._cluster, **limits)
-            array.update_parameters(**self._settings)
+            array.update_parameters(**settings)
         except (NameError, ValueError, TypeError, AssertionError, RuntimeError) as error:
             raise ConfigError(f"submitit does not take these settings: {str(error).splitlines()[0]}") from error
         return array
@@ -151,7 +158,7 @@ class Submitit(Executor):
             return
         attempts = list(self.waiting)
         self.waiting.clear()
-        array = self._array(self._logs or attempts[0].folder / LOGS)
+        array = self._array(self._logs or attempts[0].folder / LOGS, device=attempts[0].device)
         number = min(len(attempts), SLICES * self._workers)
         slices = [Slice(attempts[first::number], (), self._grace) for first in range(number)]  # of about equal cost
         with array.batch():

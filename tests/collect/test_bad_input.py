@@ -97,6 +97,15 @@ def test_a_wrong_spec_is_refused_by_both_commands(value: dict, words: list[str],
         assert "spec.json" in error and all(word in error for word in words), error
 
 
+def test_a_cluster_that_is_not_there_is_found_before_anything_is_written(commands: Commands) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'powerhouse-init[ray]'")
+    given = ["run", *TINY[:-2], "--executor", "ray", "--address", "127.0.0.1:1", "--out", commands.folder / "zoo"]
+    assert "cannot connect to a Ray cluster at '127.0.0.1:1'" in commands.refused(*given)
+    for workers in ([], ["--workers", "0"]):
+        given = ["run", *TINY[:-2], *workers, "--gpus", "1", "--out", commands.folder / "zoo"]
+        assert "no setting 'gpus'" in commands.refused(*given)
+
+
 def test_plan_and_flags_exclude_each_other_even_where_they_agree(commands: Commands) -> None:
     out = ["--out", commands.folder / "zoo"]
     error = commands.refused("run", "--plan", _spec(commands.folder), "--epochs=20", "--batch_size", "64", *out)

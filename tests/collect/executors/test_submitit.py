@@ -42,7 +42,13 @@ def test_a_preempted_job_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
     def preempt() -> None:
         end = time.monotonic() + 60
-        while not (claims := list(folder.glob(".*.h5@*"))) or not list(folder.glob("*.h5")):
+
+        def claims_of_the_second() -> list[Path]:
+            stored = {path.stem for path in folder.glob("*.h5")}
+            found = [path for path in folder.glob(".*.h5.claim@*") if path.name[1:].partition(".")[0] not in stored]
+            return found if stored else []
+
+        while not (claims := claims_of_the_second()):
             assert time.monotonic() < end
             time.sleep(0.02)
         worker = int(claims[0].name.split("@")[2].removesuffix(".tmp"))
@@ -104,10 +110,9 @@ def test_without_slurm_nothing_starts_on_this_machine(monkeypatch: pytest.Monkey
         make("submitit")
 
 
-def test_slices_have_a_share_of_the_long_tasks_each_and_the_array_a_cap(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Against a SLURM that only writes down what it is given."""
+@pytest.fixture
+def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a SLURM that does nothing else writes down what it is given."""
     script = tmp_path / "bin" / "sbatch"
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/batch.sh\necho "Submitted batch job 5"\n')
@@ -115,15 +120,40 @@ def test_slices_have_a_share_of_the_long_tasks_each_and_the_array_a_cap(
         tool.write_text(script.read_text() if tool == script else "#!/bin/sh\n")
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    return tmp_path / "batch.sh"
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "asked"),
+    [
+        ("cpu", {}, []),
+        ("cuda", {}, ["--gpus-per-node=1"]),
+        ("cuda", {"slurm_gres": "gpu:a100:2"}, ["--gres=gpu:a100:2"]),
+        ("cuda", {"gpus_per_node": "4"}, ["--gpus-per-node=4"]),
+    ],
+)
+def test_jobs_ask_for_a_gpu_where_they_train_on_one_unless_the_settings_do(
+    tmp_path: Path, batch: Path, device: str, settings: dict[str, str], asked: list[str]
+) -> None:
+    executor = make("submitit", workers=1, poll=0.05, grace=0.1, slurm=settings)
+    executor.submit(Attempt(task, tmp_path, None, device=device) for task in plan([SLOW], runs=1))
+    threading.Timer(0.3, executor.cancel).start()
+    with pytest.raises(Exception, match="asked to stop"):
+        list(executor.finished(lambda *progress: None))
+    lines = [line.removeprefix("#SBATCH ") for line in batch.read_text().splitlines()]
+    assert [line for line in lines if line.startswith(("--gpu", "--gres"))] == asked
+
+
+def test_slices_have_a_share_of_the_long_tasks_each_and_the_array_a_cap(tmp_path: Path, batch: Path) -> None:
     tasks = plan([SLOW], runs=9, together=1)
     executor = make("submitit", workers=2, poll=0.05, grace=0.1, slurm={"slurm_partition": "long", "timeout_min": "90"})
     executor.submit(Attempt(task, tmp_path, None) for task in tasks)
     threading.Timer(0.3, executor.cancel).start()
     with pytest.raises(Exception, match="asked to stop"):
         list(executor.finished(lambda *progress: None))
-    batch = (tmp_path / "batch.sh").read_text()
-    assert "--array=0-7%2" in batch and "--partition=long" in batch and "--signal=USR2@90" in batch
-    assert "--time=90\n" in batch
+    written = batch.read_text()
+    assert "--array=0-7%2" in written and "--partition=long" in written and "--signal=USR2@90" in written
+    assert "--time=90\n" in written
     parts = [
         submitit.core.utils.DelayedSubmission.load(path).function
         for path in (tmp_path / "slurm").glob("*submitted.pkl")
