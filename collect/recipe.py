@@ -176,11 +176,6 @@ def run_ids(recipe: Recipe, data_digest: str, seeds: Sequence[int]) -> list[str]
     return [_hash(f"[{ENGINE_VERSION},{text},{int(seed)}]") for seed in seeds]
 
 
-def run_id(recipe: Recipe, data_digest: str, seed: int) -> str:
-    """The id of one run, see `run_ids`."""
-    return run_ids(recipe, data_digest, [seed])[0]
-
-
 def population_id(recipe: Recipe, data_digest: str, seeds: Sequence[int]) -> str:
     """16 hex digits for runs of one recipe that are trained together."""
     return _hash(json.dumps(run_ids(recipe, data_digest, seeds), separators=(",", ":")))

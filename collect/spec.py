@@ -57,7 +57,12 @@ def _grid(value: Any) -> dict[str, list]:
 def _random(value: Any) -> dict[str, Any]:
     """The part `random`, checked: the count and a distribution per field."""
     found = keys(value, ("count", *FIELDS), "random", "recipe field")
-    if found and (typed(found.get("count"), int, "random.count") < 1 or len(found) == 1):
+    if found and "count" not in found:
+        raise ConfigError(
+            f'random.count is missing: how often {", ".join(found)} shall be drawn, such as "count": 100; each draw is '
+            "trained under every combination of the grid"
+        )
+    if found and (typed(found["count"], int, "random.count") < 1 or len(found) == 1):
         raise ConfigError("random needs a count of at least 1 and at least one field to draw; or leave it out")
     drawn = {name: checked(each, FIELDS[name], f"random.{name}") for name, each in found.items() if name != "count"}
     return {"count": found["count"]} | drawn if found else {}

@@ -12,7 +12,7 @@ import pytest
 
 import generators
 from collect.plan import FEWEST, LONGEST, MOST, plan, read, save, saved_plans, sweep
-from collect.recipe import Recipe, run_id
+from collect.recipe import Recipe, run_ids
 from collect.runner import CollectError, collect
 from generators.errors import ConfigError, DataError, PowerhouseError, UnknownNameError, ZooError
 from generators.ghn.ghn import GHN, GHNConfig
@@ -31,8 +31,8 @@ def test_every_run_is_in_one_task_and_ids_are_the_recipes() -> None:
     recipes = sweep(TINY, init=["he", "xavier"])
     tasks = plan(recipes, runs=5, first_seed=3, together=2)
     assert [task.seeds for task in tasks] == [(3, 4), (5, 6), (7,)] * 2
-    expected = {run_id(recipe, tasks[0].data_digest, seed) for recipe in recipes for seed in range(3, 8)}
-    found = [run_id(task.recipe, task.data_digest, seed) for task in tasks for seed in task.seeds]
+    expected = {name for recipe in recipes for name in run_ids(recipe, tasks[0].data_digest, range(3, 8))}
+    found = [name for task in tasks for name in run_ids(task.recipe, task.data_digest, task.seeds)]
     assert sorted(found) == sorted(expected)
     assert len({task.id for task in tasks}) == len(tasks)
 

@@ -4,8 +4,13 @@ import dataclasses
 
 import pytest
 
-from collect.recipe import Recipe, canonical_json, from_json, population_id, run_id
+from collect.recipe import Recipe, canonical_json, from_json, population_id, run_ids
 from generators.errors import ConfigError, UnknownNameError
+
+
+def run_id(recipe: Recipe, data_digest: str, seed: int) -> str:
+    (found,) = run_ids(recipe, data_digest, [seed])
+    return found
 
 
 def test_json_round_trips() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from collect import data, zoo_file
 from collect.population import Population, train
-from collect.recipe import ADDED, Recipe, canonical_json, population_id, run_id
+from collect.recipe import ADDED, Recipe, canonical_json, population_id, run_ids
 from collect.zoo_file import read_header, verify, write
 from generators.errors import ZooError
 
@@ -59,7 +59,7 @@ def test_the_header_says_what_the_population_says(population: Population, stored
     for name in ("metrics", "evaluation_epochs", "evaluation_steps", "checkpoint_epochs"):
         np.testing.assert_array_equal(getattr(header, name), getattr(population, name))
     assert header.evaluation_epochs[0] == header.evaluation_steps[0] == 0
-    assert [run["id"] for run in header.runs] == [run_id(recipe, digest, seed) for seed in SEEDS]
+    assert [run["id"] for run in header.runs] == run_ids(recipe, digest, SEEDS)
     assert [run["seed"] for run in header.runs] == list(SEEDS)
     assert [run["status"] for run in header.runs] == ["ok", "ok"]
     for field in fields(recipe):
