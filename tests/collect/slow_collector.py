@@ -1,4 +1,4 @@
-"""Collect a tiny plan with a pause before every rename, for `test_runner.py` to kill.
+"""Collect a tiny plan with a pause before every rename, for `test_killed.py` to kill.
 
 `python slow_collector.py FOLDER PAUSE WORKERS`. Workers that are stopped in a pause have no time of grace.
 """
