@@ -210,9 +210,10 @@ def pack(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], *,
     """
     headers, bad = scan(folder, verify=True)
     if bad and not partial:
+        show(f"{folder}: nothing is packed", bad=bad.values())
         raise ZooError(
-            f"{_unusable(folder, bad, headers)}; nothing is packed: train them again by the command that made the zoo, "
-            "with --verify, or pack the others with --partial"
+            f"{_unusable(folder, bad, headers)}; train them again by the command that made the zoo, with --verify, or "
+            "pack the others with --partial"
         )
     path = packed.write(headers, out, left_out={path.name: str(error) for path, error in bad.items()})
     networks = sum(len(header.runs) for header in headers)

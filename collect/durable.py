@@ -112,6 +112,7 @@ def claim(path: Path) -> Iterator[Claim]:
     def beat() -> None:
         while not over.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError):
+                os.utime(temporary)  # possible on a full disk too
                 temporary.write_text(json.dumps(asdict(mine.progress())))
 
     with contextlib.suppress(OSError):
