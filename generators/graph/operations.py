@@ -58,6 +58,12 @@ ACTIVATIONS = _names(
     """relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid logsigmoid hardsigmoid hardswish hardtanh tanh
     softplus softsign softshrink hardshrink tanhshrink threshold rrelu glu log_softmax softmax"""
 )
+ELEMENTWISE = _names(
+    """relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid logsigmoid hardsigmoid hardswish hardtanh tanh
+    softplus softsign dropout alpha_dropout feature_dropout"""
+)
+"""Operations of one tensor that keep its shape and type."""
+
 POOLS = _names(
     """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d

@@ -19,6 +19,7 @@ from generators.graph.contract import Builder
 from generators.graph.drafts import tensors_in
 from generators.graph.geometry import recurrent_result
 from generators.graph.replica import Replica
+from generators.graph.shortcuts import told
 
 
 class Recorder:
@@ -66,7 +67,9 @@ class Recorder:
             if in_place:
                 result = args[0]  # it may be a stand-in that was written to
         else:
-            result = func(*args, **kwargs)
+            result = told(base, in_place, args, kwargs, operands) if self._meta else None
+            if result is None:
+                result = func(*args, **kwargs)
         results = [args[0]] if name in ("__setitem__", "__set__") else list(tensors_in(result))
         if not results:
             return result

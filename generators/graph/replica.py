@@ -21,6 +21,7 @@ from generators.errors import TraceError
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _OWN = ("_parameters", "_buffers", "_modules", *_HOOKS, *_BACKWARD_HOOKS)
+_PLAIN = frozenset({type(None), bool, int, float, str})  # what most attributes are, and never changes
 _DEPTH = 4  # how deep containers in attributes are searched for modules and tensors
 
 
@@ -111,6 +112,9 @@ class Replica:
 
     def _swap(self, value: Any, own: dict[int, Tensor], depth: int) -> Any:
         """An attribute with modules and parameters replaced by their stand-ins, containers and tensors copied."""
+        kind = type(value)
+        if kind in _PLAIN:
+            return value
         if isinstance(value, Tensor):
             if id(value) in own:
                 return own[id(value)]
@@ -122,9 +126,9 @@ class Replica:
             return self._modules[id(value)]
         if isinstance(value, types.MethodType) and id(value.__self__) in self._modules:
             return types.MethodType(value.__func__, self._modules[id(value.__self__)])
-        if depth and type(value) in (list, tuple, set):
+        if depth and kind in (list, tuple, set):
             items: Iterable = [self._swap(item, own, depth - 1) for item in value]
-            return type(value)(items)
-        if depth and type(value) in (dict, OrderedDict):
-            return type(value)((key, self._swap(item, own, depth - 1)) for key, item in value.items())
+            return kind(items)
+        if depth and kind in (dict, OrderedDict):
+            return kind((key, self._swap(item, own, depth - 1)) for key, item in value.items())
         return value
