@@ -102,8 +102,9 @@ def _faults(tasks: Sequence[Task], folder: Path, *, verify: bool) -> tuple[dict[
         return {task.id: check(task, folder, verify=verify) for task in tasks}, None
     found, bad, new = index.look(folder)
     faults: dict[str, str | None] = dict.fromkeys(() if found is None else found.entries("id"))
+    broken = {path.name.removesuffix(zoo_file.SUFFIX): error for path, error in bad.items()}
     for task in tasks:
-        error = bad.get(zoo_file.path_of(folder, task.id), "")
+        error = broken.get(task.id, "")
         if isinstance(error, zoo_file.NewerSchemaError):
             raise error
         faults.setdefault(task.id, str(error))
