@@ -237,6 +237,17 @@ def reset_running_statistics(model: nn.Module, name: str, *, frozen: bool = Fals
     return proposal
 
 
+def _unwritable(value: Tensor) -> str:
+    """Why torch could not write into a tensor of the model, "" if it can."""
+    if value.layout is not torch.strided:
+        return f"is stored as {str(value.layout).removeprefix('torch.')}; make it dense"
+    if value.is_inference() and not torch.is_inference_mode_enabled():
+        return "was made in torch.inference_mode(); make the model outside, or fill it inside"
+    if any(stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True)):
+        return "holds one number at several places (expanded); clone it first"
+    return ""
+
+
 def _checked(proposal: Proposal, model: nn.Module, name: str, stack: tuple[int, ...]) -> Proposal:
     """The proposal if every tensor exists, fits and is finite; raises otherwise."""
     tensors = _tensors(model)
@@ -247,6 +258,9 @@ def _checked(proposal: Proposal, model: nn.Module, name: str, stack: tuple[int, 
             raise ProposalError(
                 f"{name}: {key} has shape {tuple(tensors[key].shape)}, proposed was {tuple(value.shape[len(stack) :])}"
             )
+        reason = "" if stack else _unwritable(tensors[key])
+        if reason:
+            raise ModelError(f"{name} cannot write into {key}, which {reason}, or freeze it; nothing was written")
         written = value.to(tensors[key].dtype) if tensors[key].is_floating_point() else value
         if not is_finite(written):
             raise ProposalError(

@@ -213,6 +213,13 @@ def _resolve(name: str, modules: dict[str, nn.Module]) -> tuple[str, str]:
     return path, leaf
 
 
+def memory_of(value: Any) -> object:
+    """A key that two parameters share if they are the same numbers: one object, or two views of the same memory."""
+    if is_lazy(value) or value.layout is not torch.strided:
+        return id(value)
+    return value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride()
+
+
 def _shape(value: Any) -> tuple[int, ...]:
     """Sizes of a parameter; () for a lazy one, which has none yet."""
     return () if is_lazy(value) else tuple(value.shape)
@@ -235,7 +242,7 @@ def inventory(model: nn.Module, graph: Graph | None = None) -> Inventory:
     largest: dict[tuple[str, str], int] = {}  # of several tensors that make one weight, the largest has its role
     for place, (_, value) in zip(places, named, strict=True):
         largest[place] = max(largest.get(place, 0), math.prod(_shape(value)))
-    first: dict[int, str] = {}
+    first: dict[object, str] = {}
     infos: list[ParameterInfo] = []
     last_matrix = ""
     for (path, leaf), (name, value) in zip(places, named, strict=True):
@@ -247,7 +254,7 @@ def inventory(model: nn.Module, graph: Graph | None = None) -> Inventory:
             role = Role.NO_FLOAT
         if role in MATRIX_ROLES:
             last_matrix = path
-        tied_to = first.setdefault(id(value), name)
+        tied_to = first.setdefault(memory_of(value), name)
         infos.append(
             ParameterInfo(
                 name=name, shape=shape, role=role, module=path, module_type=module_type, order=orders[path],

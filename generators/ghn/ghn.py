@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -234,6 +235,10 @@ class GHN(Generator):
         Raises:
             ConfigError: the codes of the request do not fit.
         """
+        with _in_full_precision(self.device.type):
+            return self._propose_stack(model, request, members)
+
+    def _propose_stack(self, model: nn.Module, request: Request, members: range) -> Proposal:
         plan = self.plan(model, request.example_inputs, graph=request.graph)
         hidden = self.encoder(plan.table)
         if request.codes is not None:
@@ -346,6 +351,12 @@ def interpolate_codes(first: Tensor, second: Tensor, shares: Sequence[float] | T
     if torch.sin(angle) < 1e-4:
         return torch.lerp(first, second, share)
     return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
+
+
+def _in_full_precision(device_type: str) -> AbstractContextManager:
+    """Autocast that the caller may have switched on would round the weights."""
+    known = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if known else nullcontext()
 
 
 def _with_codes(hidden: Tensor, codes: Tensor) -> Tensor:

@@ -32,12 +32,14 @@ from generators.graph.graph import Graph
 from generators.graph.inputs import Inputs, as_inputs, guesses
 from generators.graph.recorder import Recorder
 from generators.graph.replica import Replica
+from generators.inventory import memory_of
 
 _LIBRARY = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 _NO_DATA = (
     "meta tensor", "meta device", "device meta", "no data", "data-dependent", "data-independent", "fake impl",
     "meta kernel",
 )  # fmt: skip
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 _MORE_GUESSES = 12  # tried after one that leaves parameters unused
 
 
@@ -174,23 +176,31 @@ def _run(model: nn.Module, inputs: Inputs, *, meta: bool, training: bool) -> Gra
             "a model must return a tensor, or a nest of lists, tuples, dicts and dataclasses with at least one"
         )
     builder.output(outputs)
-    first: dict[int, str] = {}
-    tied = {name: first[id(value)] for name, value in named if first.setdefault(id(value), name) != name}
+    first: dict[object, str] = {}
+    firsts = {name: first.setdefault(memory_of(value), name) for name, value in named}
+    tied = {name: other for name, other in firsts.items() if name != other}
     return assemble(builder.drafts, grid=builder.grid, names=shapes, tied=tied)
 
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leave every global random state as it was; compiled modules run as the Python that they were made from."""
+    """Leave every global random state as it was; compiled modules run as the Python that they were made from, and
+    hooks that the user registered for all modules do not run.
+    """
     states = random.getstate(), np.random.get_state()
     devices = {value.device.index for value in model.parameters() if value.device.type == "cuda"}
+    hooks = {name: dict(held) for name, held in vars(nn.modules.module).items() if name in _GLOBAL_HOOKS}
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), warnings.catch_warnings(), eager:
         warnings.simplefilter("ignore")
         torch.default_generator.manual_seed(0)
+        for name in hooks:
+            vars(nn.modules.module)[name].clear()
         try:
             yield
         finally:
+            for name, held in hooks.items():
+                vars(nn.modules.module)[name].update(held)
             random.setstate(states[0])
             np.random.set_state(states[1])
 

@@ -9,6 +9,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -291,6 +292,84 @@ def test_failure_of_a_later_step_leaves_the_model() -> None:
 def test_models_that_cannot_be_filled(model: nn.Module, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         init(model, "he")
+
+
+def _made_for_inference() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Linear(2, 2)
+
+
+def _with_bias(value: Tensor) -> nn.Module:
+    model = nn.Linear(2, 2)
+    model.bias = nn.Parameter(value)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_made_for_inference, r"weight, which was made in torch.inference_mode\(\)"),
+        (lambda: _with_bias(torch.zeros(1).expand(2)), r"bias, which holds one number at several places"),
+        (lambda: _with_bias(torch.zeros(2).to_sparse()), r"bias, which is stored as sparse_coo"),
+    ],
+)
+def test_memory_that_cannot_be_written_is_found_before_anything_is(make: Callable[[], nn.Module], words: str) -> None:
+    """The weight in front of a bias stays as it was; frozen, the parameter is kept, and the rest is filled."""
+    model = make()
+    before = model.weight.detach().clone()
+    with pytest.raises(ModelError, match=f"cannot write into {words}.*nothing was written"):
+        init(model, "he")
+    assert torch.equal(model.weight, before)
+    if "bias" in words:
+        model.bias.requires_grad_(False)
+        assert init(model, "he").generated.keys() == {"weight"}
+
+
+def test_what_was_made_for_inference_is_filled_there() -> None:
+    with torch.inference_mode():
+        model = nn.Linear(2, 2)
+        assert init(model, "he").generated.keys() == {"weight", "bias"}
+
+
+def test_parameters_in_the_same_memory_are_filled_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = nn.Parameter(model[0].weight.data)
+    alone = nn.Sequential(nn.Linear(4, 4))
+    report = init(model, "he")
+    init(alone, "he")
+    assert report.kept == {"1.weight": "tied to 0.weight"}
+    assert torch.equal(model[0].weight, alone[0].weight) and torch.equal(model[1].weight, alone[0].weight)
+
+
+def _facts(model: nn.Module) -> list:
+    """All of a model but the numbers in it."""
+    called = [(name, module.training, sorted(vars(module)), list(module._forward_hooks), list(module._backward_hooks))
+              for name, module in model.named_modules()]  # fmt: skip
+    values = [(name, id(v), v.data_ptr(), v.dtype, v.stride(), v.requires_grad, id(v.grad), v.is_leaf)
+              for name, v in model.state_dict(keep_vars=True).items()]  # fmt: skip
+    return [called, values]
+
+
+@pytest.mark.parametrize("spec", ["he", "noise-ghn-digits"])
+def test_nothing_but_numbers_changes(spec: str) -> None:
+    """Objects, memory, types, gradients, modes, hooks and random states are as before, and no hook has run."""
+    model = _frozen_body()
+    images = torch.ones(2, 3, 8, 8)
+    model(images).sum().backward()
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.body[0].eval()
+    runs: list = []
+    model.body.register_forward_hook(lambda *_: runs.append(1))
+    model.body.register_full_backward_hook(lambda *_: runs.append(1))
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
+    facts, before = _facts(model), _state(model)
+    init(model, spec, example_inputs=images)
+    assert _facts(model) == facts and runs == []
+    found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    assert gradients and _same(found, gradients)
+    assert not _same(_state(model), before), "the numbers did change"
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+    assert np.random.get_state()[1].tobytes() == states[2]
 
 
 def test_lazy_models_cannot_be_filled() -> None:

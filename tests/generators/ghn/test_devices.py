@@ -42,6 +42,9 @@ class Elsewhere(Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
+    def tolist(self) -> list:
+        return self.held.tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return execute(func, args, kwargs or {})
@@ -184,3 +187,12 @@ def test_a_plan_follows_the_ghn() -> None:
         assert torch.equal(there.dense.cpu(), here.table.dense)
         back = mine.to("cpu").plan(model, IMAGE).table
     assert torch.equal(back.pairs, here.table.pairs) and back.pairs.device == here.table.pairs.device
+
+
+def test_weights_do_not_depend_on_autocast() -> None:
+    """A caller's autocast would round them to bfloat16."""
+    mine, model = ghn(), network()
+    wanted = mine.sample(model, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mine.sample(model, 2)
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items())

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import nn
+from torch import distributed, nn
 
+from generators.errors import TraceError
 from generators.graph import Graph, trace
+from generators.inventory import inventory
 
 
 def rows(graph: Graph) -> list[tuple]:
@@ -76,6 +81,82 @@ def test_hooks_that_call_the_original_module_and_bound_methods():
     model[1].forward = lambda x, own=model[1].forward: own(F.linear(x, weight))
     graph = trace(model)
     assert [row[1] for row in rows(graph)][1:-1] == [("0.weight", "0.bias"), ("0.weight",), ("1.weight", "1.bias")]
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """One process is the whole group."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_wrappers_are_seen_through():
+    """The graph of what they wrap, under the names that the wrapper gives; no device is asked for."""
+    plain = trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    spread = nn.DataParallel(model)
+    spread.device_ids, spread.src_device_obj = [0, 1], torch.device("cuda:0")  # as it is where there are two GPUs
+    with process_group():
+        wrapped = {"module.": spread, "_orig_mod.": torch.compile(model), "module._orig_mod.":
+                   nn.parallel.DistributedDataParallel(torch.compile(model))}  # fmt: skip
+        for prefix, wrapper in wrapped.items():
+            named = [(kind, tuple(prefix + name for name in names), before) for kind, names, before in rows(plain)]
+            assert rows(trace(wrapper)) == named
+
+
+def test_hooks_for_all_modules_do_not_run():
+    """Those of a profiler, say; they are in place again afterwards, also if the trace fails."""
+    seen: list[nn.Module] = []
+    hooks = [
+        nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module)),
+        nn.modules.module.register_module_forward_pre_hook(lambda module, *_: seen.append(module)),
+    ]
+    model = nn.Linear(4, 2)
+    try:
+        trace(model)
+        with pytest.raises(TraceError):
+            trace(model, torch.zeros(2, 5))
+        assert seen == []
+        model(torch.zeros(1, 4))
+        assert seen == [model, model]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Moody(nn.Module):
+    """Has a head for training, or one for evaluation, or both."""
+
+    def __init__(self, *modes: bool):
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+        self.heads = nn.ModuleDict({str(mode): nn.Linear(4, 2) for mode in modes})
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.heads[str(self.training)](x) if str(self.training) in self.heads else x
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_that_uses_more_is_traced_whatever_the_model_is_in(training):
+    assert trace(Moody(True).train(training)).unused == trace(Moody(False).train(training)).unused == ()
+    both = Moody(True, False).train(training)
+    assert trace(both).unused == ("heads.True.weight", "heads.True.bias"), "evaluation, if neither uses more"
+    assert both.training == both.body.training == training
+
+
+def test_parameters_in_the_same_memory_are_tied():
+    """Also if they are two objects; views of different parts of one memory are not."""
+    model, memory = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.zeros(32)
+    model[1].weight = nn.Parameter(model[0].weight.data)
+    assert trace(model).tied == {"1.weight": "0.weight"}
+    assert {info.name: info.tied_to for info in inventory(model) if info.tied_to} == {"1.weight": "0.weight"}
+    for layer, part in zip(model, memory.split(16), strict=True):
+        layer.weight = nn.Parameter(part.view(4, 4))
+    assert trace(model).tied == {} and not any(info.tied_to for info in inventory(model))
 
 
 class Steered(Restless):
