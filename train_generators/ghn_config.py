@@ -92,7 +92,7 @@ class GHNTrainingConfig:
 
 DETERMINISTIC = GHNTrainingConfig()
 NOISE = GHNTrainingConfig(
-    name="noise-ghn", ghn=GHNConfig(anchor=0.6, code=8), draws=2, cosine_weight=0.05, steps=2500
+    name="noise-ghn", ghn=GHNConfig(anchor=0.6, decoded_limit=1.0, code=8), draws=2, cosine_weight=0.05, steps=2500
 )  # fmt: skip
 """The noise GHN's default: see docs/decisions.md for the weight of the cosine and the anchor."""
 

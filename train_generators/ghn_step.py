@@ -45,9 +45,7 @@ def train_step(
     anchor = anchor_at(config, ghn.config.anchor, step)
 
     def generate(codes: Tensor) -> dict[str, Tensor]:
-        return ghn.predict(
-            subject.plan, codes, lambda _, shape: torch.randn(shape, generator=draw).to(ghn.device), anchor=anchor
-        )
+        return ghn.predict(subject.plan, codes, lambda _, shape: torch.randn(shape, generator=draw), anchor=anchor)
 
     images, labels = source.batch(step, unit=unit)
     losses: list[Tensor] = []

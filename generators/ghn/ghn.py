@@ -5,9 +5,10 @@ per node and concatenated, as in arXiv 2310.16695) are decoded to a matrix of un
 
     W = he_std * gain * (anchor * eps + sqrt(1 - anchor^2) * decoded),      eps ~ N(0, 1) of the member
 
-so its scale is known, its rank is full and its members differ by construction for any `anchor > 0`. With `anchor = 0`
-and no code it is the deterministic GHN: its members are equal in all that it decodes. What it leaves to the He fallback
-(embeddings, recurrent weights, a classifier of another class count) is drawn per member all the same.
+so its scale is known, its rank is full and its members differ by construction for any `anchor > 0`; in a matrix so
+wide that the decoded part would dwarf it, noise takes more (`generators.ghn.mixing`). With `anchor = 0` and no code it
+is the deterministic GHN: its members are equal in all that it decodes. What it leaves to the He fallback (embeddings,
+recurrent weights, a classifier of another class count) is drawn per member all the same.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from generators.errors import ConfigError, unknown_name
 from generators.generator import Generator
 from generators.ghn.decoder import DECODERS, DecoderSettings, make_decoder
 from generators.ghn.encoder import ENCODERS, make_encoder
-from generators.ghn.plan import DecodePlan, decode_plan
+from generators.ghn.mixing import shares
+from generators.ghn.plan import DecodePlan, Group, decode_plan
 from generators.ghn.probes import probes
 from generators.graph import Graph, trace
 from generators.initialiser import Kind, Proposal, Request
@@ -57,6 +59,8 @@ class GHNConfig:
         spectrum_steps: how strongly the core decoder equalises the spectrum of a matrix (0: not at all).
         gain_bound: spread of a layer is He's times at most this factor, at least its inverse.
         anchor: share of white noise in every weight, as a standard deviation in [0, 1).
+        decoded_limit: in a sampled matrix the decoded part is at most so many times as large in any direction as white
+            noise, and noise takes its place; 0 for no limit. Training knows none.
         code: length of the noise code, 0 for a deterministic GHN.
         code_per: each node of a network has a code of its own, or all nodes share one of the network.
         widest: largest channel count seen in training, 0 if not known.
@@ -77,6 +81,7 @@ class GHNConfig:
     spectrum_steps: int = 3
     gain_bound: float = 1.0
     anchor: float = 0.0
+    decoded_limit: float = 0.0
     code: int = 0
     code_per: str = "node"
     widest: int = 0
@@ -102,6 +107,8 @@ class GHNConfig:
             raise ConfigError(f"layers, spectrum_steps, code and widest must not be negative, got {self}")
         if self.code_per not in ("node", "network"):
             raise ConfigError(f"code_per must be 'node' or 'network', got {self.code_per!r}")
+        if self.decoded_limit < 0:
+            raise ConfigError(f"decoded_limit is a ratio of norms, or 0 for none, got {self.decoded_limit}")
         if self.gain_bound < 1:
             raise ConfigError(f"gain_bound is a factor of at least 1, got {self.gain_bound}")
 
@@ -190,7 +197,7 @@ class GHN(Generator):
             plan: of the architecture with N nodes.
             codes: `[M, N, code]`, the noise codes, or `[M, 1, code]` for codes per network.
             noise: gives `eps`; not called if `anchor` is 0.
-            anchor: instead of the configured one; training raises it slowly.
+            anchor: instead of the configured one and its limit; training raises it slowly.
 
         Returns:
             Parameter name to `[M, *shape]`.
@@ -202,20 +209,30 @@ class GHN(Generator):
         self, plan: DecodePlan, vectors: Tensor, noise: Noise, *, anchor: float | None = None
     ) -> dict[str, Tensor]:
         """The part of `predict` after the encoder; `vectors` is `[M, N, hidden + code]`."""
-        anchor = self.config.anchor if anchor is None else anchor
+        noisy = (self.config.anchor if anchor is None else anchor) > 0
         pieces: dict[str, dict[int, Tensor]] = defaultdict(dict)
         for group in plan.groups:
             decoded = self.decoder(group, vectors)
+            own, share = self._shares(group, vectors, anchor)
             for index, (name, block) in enumerate(zip(group.names, group.blocks, strict=True)):
                 value = decoded[:, index]
-                if anchor:
+                if noisy:
                     eps = noise(f"{name}[{block}]", value.shape).to(value)
-                    value = anchor * eps + math.sqrt(1 - anchor**2) * value
+                    one = (-1, *[1] * (value.dim() - 1))
+                    value = own[:, index].view(one) * eps + share[:, index].view(one) * value
                 pieces[name][block] = group.target_std * value
         return {
             name: torch.cat([blocks[b] for b in sorted(blocks)], dim=1) if len(blocks) > 1 else blocks[0]
             for name, blocks in pieces.items()
         }
+
+    def _shares(self, group: Group, vectors: Tensor, anchor: float | None) -> tuple[Tensor, Tensor]:
+        node = self.decoder.targets(group, vectors)
+        spread = self.decoder.spread(group, node)
+        if anchor is not None or not self.config.decoded_limit:
+            return shares(group, None, spread, anchor=self.config.anchor if anchor is None else anchor)
+        right = self.decoder.factors(group, node)[1]
+        return shares(group, right, spread, anchor=self.config.anchor, limit=self.config.decoded_limit)
 
     def propose(self, model: nn.Module, request: Request) -> Proposal:
         proposal = self.propose_stack(model, request, range(request.member, request.member + 1))
@@ -286,11 +303,12 @@ class GHN(Generator):
             noise: seed and index of each member of the block.
             weights: name to `[M, *shape]`.
         """
-        anchor, scale = self.config.anchor, math.sqrt(1 - self.config.anchor**2)
+        anchor, limit = self.config.anchor, self.config.decoded_limit
         for group in plan.groups:
             node = self.decoder.targets(group, vectors)
             left, right = self.decoder.factors(group, node)
             spread = self.decoder.spread(group, node)
+            own, share = (part.tolist() for part in shares(group, right, spread, anchor=anchor, limit=limit))
             if left is not None:
                 left = left.expand(*right.shape[:2], *left.shape[-2:])
             for index, (name, block) in enumerate(zip(group.names, group.blocks, strict=True)):
@@ -305,7 +323,8 @@ class GHN(Generator):
                         draws = stream(seed, "ghn-noise", number, f"{name}[{block}]")
                         for piece in _pieces(matrix.view(-1)):
                             eps = torch.randn(len(piece), generator=draws)
-                            piece.mul_(scale).add_(eps.to(piece).mul_(anchor)).mul_(group.target_std)
+                            piece.mul_(share[row][index]).add_(eps.to(piece).mul_(own[row][index]))
+                            piece.mul_(group.target_std)
                     else:
                         matrix.mul_(group.target_std)
 

@@ -1,0 +1,56 @@
+"""How much of a generated matrix is decoded, and how much is noise.
+
+    W = he_std * gain * (anchor * eps + share * decoded),      anchor^2 + share^2 = 1
+
+A decoded matrix has few directions: R of them, whatever its size. Those of white noise `[O, K]` grow with it, its
+largest singular value being about sqrt(O) + sqrt(K) (Davidson and Szarek 2001). On a layer much wider than any in
+training a fixed share would therefore be a few directions that dwarf all others: of He's stable rank a tenth is left
+on a ResNet-50. With a `limit` the decoded part is at most `limit` times as large in any direction as noise of unit
+spread; what it gives up the noise takes, and very wide layers go over into He's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from generators.ghn.plan import Group
+
+POWER_STEPS = 8  # of the power iteration, which comes to within a tenth of it
+
+
+def largest_singular_value(matrices: Tensor) -> Tensor:
+    """Of `[..., O, K]`, from below, by power iteration from the sum of the rows: `[...]`."""
+    right = matrices.sum(dim=-2)[..., None]  # [..., K, 1]
+    for _ in range(POWER_STEPS):
+        left = matrices @ (right / right.norm(dim=-2, keepdim=True).clamp_min(1e-30))
+        right = matrices.mT @ left
+    return left.norm(dim=(-2, -1))
+
+
+@torch.no_grad()
+def shares(
+    group: Group, right: Tensor | None, spread: Tensor, *, anchor: float, limit: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The noise's and the decoded part's share in each target of M members.
+
+    Args:
+        group: G targets `[O, I, *kernel]`, K = I * S.
+        right: `[M, G, r, K]`, matrices with the singular values of the decoded ones of unit Frobenius norm, see
+            `Decoder.factors`; not needed without a limit.
+        spread: `[M, G, 1]`, Frobenius norms of the decoded matrices.
+        anchor: the least share of the noise.
+        limit: largest spectral norm of the decoded part, in units of that of noise of unit spread; 0 for none.
+
+    Returns:
+        Two tensors `[M, G]` whose squares add up to 1.
+    """
+    least, most = (spread.new_full(spread.shape[:2], value) for value in (anchor, math.sqrt(1 - anchor**2)))
+    if right is None or not (anchor and limit):
+        return least, most
+    noise = math.sqrt(group.outputs) + math.sqrt(math.prod(group.shape) / group.outputs)
+    decoded = spread[..., 0] * largest_singular_value(right)
+    share = torch.minimum(most, limit * noise / decoded.clamp_min(1e-30))
+    return torch.where(share < most, (1 - share.square()).sqrt(), least), share
