@@ -27,7 +27,15 @@ def test_figures_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     module.benchmark(json_file=tmp_path / "figures.json", quick=True)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"git_commit", "torch_version", "machine", "load_average"} < set(figures)
-    for key in ("graph_s", "total_s", "peak_extra_ratio", "distinct_share", "rank_share", "stable_rank_share"):
+    for key in (
+        "graph_s",
+        "total_s",
+        "encode_s",
+        "peak_extra_ratio",
+        "distinct_share",
+        "rank_share",
+        "stable_rank_share",
+    ):
         for prefix in ("", "noise_"):
             assert 0 < figures[f"{prefix}{key}/squeezenet1_1"] == figures[f"median_{prefix}{key}"], key
     assert figures["graph_s/squeezenet1_1"] < figures["total_s/squeezenet1_1"]
