@@ -13,6 +13,7 @@ checkpoints and the full report in --out. Given again, it goes on. `--quick` end
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -20,17 +21,19 @@ from typing import Annotated
 import torch
 import tyro
 
-from collect.durable import durable
-from collect.plan import plan, sweep
-from collect.recipe import Recipe
-from collect.runner import collect
-from generators.commandline import progress, run
-from generators.ghn.ghn import GHNConfig
-from train_generators import ghn
-from train_generators.compare import CompareConfig
-from train_generators.compare import run as compare
-from train_generators.demo import Fit, families, fit_side_by_side
-from train_generators.ghn_config import GHNTrainingConfig
+sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
+
+from collect.durable import durable  # noqa: E402
+from collect.plan import plan, sweep  # noqa: E402
+from collect.recipe import Recipe  # noqa: E402
+from collect.runner import collect  # noqa: E402
+from generators.commandline import progress, run  # noqa: E402
+from generators.ghn.ghn import GHNConfig  # noqa: E402
+from train_generators import ghn  # noqa: E402
+from train_generators.compare import CompareConfig  # noqa: E402
+from train_generators.compare import run as compare  # noqa: E402
+from train_generators.demo import Fit, families, fit_side_by_side  # noqa: E402
+from train_generators.ghn_config import GHNTrainingConfig  # noqa: E402
 
 UNSEEN = ("resnet-20-w12", "vgg-5-w12")
 CODE = 8
