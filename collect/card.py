@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from collect import failures
 from collect.durable import durable
-from collect.packed import zoo_digest
+from collect.packed import left_out, zoo_digest
 from collect.recipe import Recipe
 from collect.view import PopulationView
 from collect.zoo import Zoo
+from collect.zoo_file import path_of
 
 PAPER = (
     "C. Harder, M. Fuchs, Y. Tolkach, A. Mukhopadhyay: From Pointwise to Powerhouse: Initialising Neural Networks with "
@@ -56,6 +58,8 @@ def _sections(zoo: Zoo, picture: str, licence: str) -> Iterable[str]:
     runs, states = len(zoo), sum(len(each) * len(each.checkpoint_epochs) for each in populations)
     weights = sum(each.header.weights.shape[2] * len(each) * len(each.checkpoint_epochs) for each in populations)
     status = Counter(zoo.column("status").tolist())
+    failed = [name for name in failures.read(zoo.folder) if not path_of(zoo.folder, name).exists()]
+    unusable = zoo.bad if zoo.folder.is_dir() else {*zoo.bad, *left_out(zoo.folder)}
     yield f"# Zoo {zoo.folder.stem}\n\nTrained neural networks with their learning curves.\n"
     yield _table(
         ("what", "how many"),
@@ -79,7 +83,8 @@ def _sections(zoo: Zoo, picture: str, licence: str) -> Iterable[str]:
         [
             ("runs that diverged (kept and flagged)", _share(status["diverged"], runs)),
             ("runs that were stopped (kept and flagged)", _share(status["stopped"], runs)),
-            ("populations that cannot be read (not counted above)", len(zoo.bad)),
+            ("populations whose training ended in an error (not counted above)", len(failed)),
+            ("populations that are damaged (not counted above)", len(unusable)),
             ("runs found in two populations (counted once)", zoo.repeated),
             ("states with the same weights as an earlier one", _share(_equal_states(populations), states)),
         ],

@@ -18,7 +18,7 @@ from collect.index import Index
 from collect.plan import read, saved_plans, write
 from collect.provenance import provenance
 from collect.runner import collect
-from collect.screens import first_few, in_words, plan_table, show, swept, table_of, zoo_table
+from collect.screens import first_few, in_words, lasting, plan_table, show, swept, table_of, zoo_table
 from collect.spec import tasks_of
 from collect.standing import standings
 from collect.zoo import Zoo, scan
@@ -164,7 +164,7 @@ def status(folder: tyro.conf.Positional[Path]) -> None:
         notes.append(f"{sum(strangers)} networks in {len(strangers)} files belong to no plan here")
     minutes = 0.0 if found is None else sum(found.entries("seconds").values()) / 60
     show(
-        f"{folder}: {sum(there.values())} networks, {minutes:.1f} minutes of training",
+        f"{folder}: {sum(there.values())} networks, {lasting(minutes)} of training",
         table=zoo_table(None if found is None else found.runs, missing),
         bad=[*bad.values(), *bad_plans.values()], notes=notes,
     )  # fmt: skip

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from collect.index import SPLITS
 from collect.runs import Coded, Column, Runs, values_of
+from collect.split import SPLITS
 from generators.errors import ConfigError, unknown_name
 
 VALUES = {"split": tuple(SPLITS), "status": ("ok", "diverged", "stopped")}  # all that these columns can hold
@@ -69,14 +69,14 @@ def condition(runs: Runs, name: str, wanted: Any) -> np.ndarray:
     short, _, suffix = name.partition("__")
     column = runs.known(short)
     if "__" in name and suffix not in COMPARISONS:
-        raise unknown_name("comparison", suffix, COMPARISONS, way_out=f"Known: {', '.join(COMPARISONS)}.")
+        raise unknown_name("comparison", suffix, COMPARISONS)
     suffix = suffix or ("in" if isinstance(wanted, SEVERAL) else "eq")
     if suffix == "in" and not isinstance(wanted, SEVERAL):
         raise ConfigError(f"where: {name} needs a list, tuple, set or range of values, got {wanted!r}")
     if column in VALUES and suffix in ("eq", "ne", "in"):
         for value in wanted if isinstance(wanted, SEVERAL) else (wanted,):
             if value not in VALUES[column]:
-                raise unknown_name(column, str(value), VALUES[column], way_out=f"Known: {', '.join(VALUES[column])}.")
+                raise unknown_name(column, str(value), VALUES[column])
     if not len(runs):
         return np.zeros(0, dtype=bool)
     try:

@@ -147,6 +147,9 @@ class Flat(Dataset):
     def __len__(self) -> int:
         return len(self._row)
 
+    def __repr__(self) -> str:
+        return f"Flat({len(self)} runs, {self.columns} columns)"
+
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """Rows `indices` (in the range of `len`, or negative from the end) as float32 [len(indices), columns].
 

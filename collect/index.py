@@ -13,7 +13,6 @@ cannot be written is read without it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ from collect.durable import durable
 from collect.header import DEFAULTS, Block, Header, Place
 from collect.population import TensorSpec
 from collect.runs import Coded, Column, Runs, join
+from collect.split import SPLITS, split_of
 from collect.tables import plain
 from generators.errors import ZooError
 
@@ -39,26 +39,12 @@ log = logging.getLogger(__name__)
 
 NAME = "index.npz"
 VERSION = 3
-SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 ENTRY = ("id", "file", "size", "mtime_ns", "digest", "weights", "buffers", "trajectory", "runs", "checkpoints", "early",
          "layout", "buffer_layout", "seconds")  # fmt: skip
 MADE_FOR = json.loads(json.dumps([VERSION, SPLITS, DEFAULTS]))  # an index that was made for another is made anew
 FAULTS = (*zoo_file.FAULTS, EOFError, zipfile.BadZipFile, zlib.error)  # of an index that is not as it should be
 
 Layout = tuple[TensorSpec, ...]
-
-
-def split_of(run: str) -> str:
-    """The split of a run: "train", "validation" or "test".
-
-    A pure function of the run's id: growing a zoo, or keeping it on another machine, never moves a run.
-    """
-    place = int.from_bytes(hashlib.blake2b(f"split:{run}".encode(), digest_size=8).digest(), "big") / 2**64
-    for name, share in SPLITS.items():
-        place -= share
-        if place < 0:
-            return name
-    return "test"  # shares may add up to a rounding error below 1
 
 
 @dataclass(frozen=True)

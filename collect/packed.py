@@ -123,8 +123,8 @@ def write(headers: Sequence[Header], out: str | Path, *, left_out: Mapping[str, 
         The path. A file with the same content is left as it is.
 
     Raises:
-        ZooError: nothing to pack; `out` lies in the zoo's own folder or is there with other content; a population
-            changed while it was read; the disk is full, ...
+        ZooError: nothing to pack; `out` is a folder, lies in the zoo's own, or is there with other content; a
+            population changed while it was read; the disk is full, ...
     """
     out = Path(out)
     if not headers:
@@ -132,6 +132,8 @@ def write(headers: Sequence[Header], out: str | Path, *, left_out: Mapping[str, 
     if any(header.path.parent.resolve() == out.parent.resolve() for header in headers):
         raise ZooError(f"{out} would lie among the files that it is made of; name a file outside the zoo's folder")
     digest = zoo_digest(headers)
+    if out.is_dir():
+        raise ZooError(f"{out} is a folder; name the file to make, such as {out}.h5")
     if out.exists():
         if zoo_digest(read(out, verify=True)[0]) == digest:
             return out

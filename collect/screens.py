@@ -41,7 +41,7 @@ def table_of(*columns: str, left: Sequence[str] = ()) -> Table:
     """An empty table; the columns in `left` hold text, the others numbers."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="left" if name in left else "right", no_wrap=name != "init")
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=name != "init", overflow="fold")
     return table
 
 
@@ -145,6 +145,15 @@ def first_few(lines: Sequence[str], where: str) -> list[str]:
     return [*lines[:MOST_LINES], *([f"and {more} more {where}"] if more > 0 else [])]
 
 
+def lasting(minutes: float) -> str:
+    """A length of time in the unit that suits it."""
+    if minutes < 1:
+        return "less than a minute"
+    if minutes < 2 * 60:
+        return f"{minutes:.1f} minutes"
+    return f"{minutes / 60:.1f} hours" if minutes < 2 * 24 * 60 else f"{minutes / (24 * 60):,.1f} days"
+
+
 def in_words(standing: Standing) -> str:
     """One line on where a plan stands."""
     states = ", ".join(f"{getattr(standing, name)} {name}" for name in ("done", "running", "failed", "open"))
@@ -154,5 +163,5 @@ def in_words(standing: Standing) -> str:
         words.append(f"{rate} networks per minute and process")
     if standing.done < standing.networks and standing.minutes_left is not None:
         processes = f"the {standing.processes} at work" if standing.processes > 1 else "one process"
-        words.append(f"{standing.minutes_left:.3g} minutes left with {processes}")
+        words.append(f"{lasting(standing.minutes_left)} left with {processes}")
     return "; ".join(words)

@@ -76,8 +76,11 @@ def load(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(), object_pairs_hook=_once)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except OSError as error:
         raise ConfigError(
-            f"{path} cannot be read as JSON ({reason}); `python -m collect plan --help` shows one"
+            f"{path} cannot be read ({error.strerror}); `python -m collect plan --help` shows a spec"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as JSON ({error}); `python -m collect plan --help` shows a spec"
         ) from error

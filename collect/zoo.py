@@ -26,9 +26,9 @@ from collect import index, packed, zoo_file
 from collect.conditions import select
 from collect.flat import Flat, matching
 from collect.header import Header
-from collect.index import split_of
 from collect.population import TensorSpec
 from collect.runs import Runs
+from collect.split import split_of
 from collect.view import PopulationView
 from generators.errors import ConfigError, ZooError
 
@@ -99,7 +99,7 @@ class Zoo:
 
     @staticmethod
     def split_of(run: str) -> str:
-        """See `collect.zoo.split_of`."""
+        """See `collect.split.split_of`."""
         return split_of(run)
 
     def where(self, **conditions: Any) -> Zoo:
@@ -146,15 +146,21 @@ class Zoo:
         return [PopulationView(place, tuple(each.tolist())) for place, each in zip(places, rows, strict=False)]
 
     def _view(self, run: int) -> PopulationView:
+        if not -len(self) <= run < len(self):
+            raise IndexError(f"no run {run}: {self} counts from 0")
         one = self.runs.take(np.array([run]))
         return PopulationView(self._index.place(index.numbers(one).item(), self.folder), (one.column("row").item(),))
 
     def state_dict(self, index: int, *, checkpoint: int = -1) -> dict[str, Tensor]:
-        """Weights and buffers of one run by name."""
+        """Weights and buffers of one run by name.
+
+        Raises:
+            IndexError: no such run or checkpoint.
+        """
         return {name: value[0] for name, value in self._view(index).states(checkpoint).items()}
 
     def module(self, index: int, *, checkpoint: int = -1) -> nn.Module:
-        """One run as a module in evaluation mode."""
+        """One run as a module in evaluation mode; raises what `state_dict` raises."""
         module = self._view(index).build()
         module.load_state_dict(self.state_dict(index, checkpoint=checkpoint))
         return module.eval()

@@ -205,6 +205,8 @@ def read_group(file: h5py.Group, path: Path) -> Header:
         Exception: one of `FAULTS`; damaged, or its parts do not fit together.
     """
     attributes = {name: plain(value) for name, value in file.attrs.items()}
+    if "populations" in file:
+        raise ZooError(f"{path} is a packed zoo, which is a zoo of its own; move it out of this folder, then open it")
     if attributes.get("format") != FORMAT:
         raise _unusable(path, "is an HDF5 file, but not one of a zoo")
     if attributes["schema"] > SCHEMA:

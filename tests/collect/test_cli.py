@@ -134,7 +134,7 @@ def test_status_shows_what_is_missing_and_what_is_damaged(
     assert call(monkeypatch, "status", tmp_path) == 0
     shown = capsys.readouterr().out
     assert "2 of 3" in shown and "3 networks: 2 done, 0 running, 0 failed, 1 open" in shown
-    assert "networks per minute" in shown and "minutes left with one process" in shown
+    assert "networks per minute" in shown and " left with one process" in shown
     second.write_bytes(second.read_bytes()[:-1])
     assert call(monkeypatch, "status", tmp_path) == 0
     shown = capsys.readouterr().out

@@ -120,6 +120,10 @@ def test_files_that_are_no_packed_zoo(folder: Path, out: Path, tmp_path: Path) -
     for path in (tmp_path / "text.h5", tmp_path / "short.h5", scan(folder)[0][0].path):
         with pytest.raises(ZooError, match=path.name):
             Zoo(path)
+    beside = Path(shutil.copy(out, tmp_path / "beside.h5"))
+    assert "packed zoo" in str(scan(tmp_path)[1][beside])
+    with pytest.raises(ZooError, match=r"is a folder; name the file to make, such as .*\.h5"):
+        packed.write(scan(folder)[0], tmp_path)
     lost = Path(shutil.copy(out, tmp_path / "lost.h5"))
     with h5py.File(lost, "a") as file:
         del file["populations"][min(file["populations"])]

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from collect.index import open_index
 from collect.plan import plan, sweep
 from collect.recipe import Recipe
 from collect.runner import collect
-from collect.screens import MOST_ROWS, plan_table, swept, zoo_table
+from collect.screens import MOST_ROWS, lasting, plan_table, show, swept, table_of, zoo_table
 from collect.zoo import scan
 
 TINY = Recipe(architecture="mlp-1-w4", epochs=1)
@@ -22,6 +23,31 @@ def test_swept_names_what_differs_and_shortens_long_rows() -> None:
     found = swept(sweep(TINY, init=["he", "xavier"], lr=rates, saved=["last", (0, 1)]))
     assert found == "init he, xavier; lr 0.01 to 0.2 (20 values); saved last, (0, 1)"
     assert swept([TINY]) == ""
+
+
+@pytest.mark.parametrize(
+    ("minutes", "words"),
+    [
+        (0.0245, "less than a minute"),
+        (1, "1.0 minutes"),
+        (119, "119.0 minutes"),
+        (5_495, "3.8 days"),
+        (1_500, "25.0 hours"),
+        (5.5e6, "3,819.4 days"),
+    ],
+)
+def test_times_are_in_a_unit_that_suits_them(minutes: float, words: str) -> None:
+    assert lasting(minutes) == words
+
+
+def test_a_long_name_is_folded_and_no_letter_of_it_is_lost(capsys: pytest.CaptureFixture) -> None:
+    """A path as the initialiser, on a narrow terminal."""
+    name = "runs/a-noise-ghn-with-a-long-name-that-fills-the-line-and-more-than-half-of-another-one"
+    table = table_of("init", "networks", left=("init",))
+    table.add_row(name, "8")
+    show("title", table=table)
+    shown = "".join(capsys.readouterr().out.split()[1:])
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown and shown.replace("8", "").endswith(name)
 
 
 def test_a_plan_of_many_architectures_has_one_row_per_data_set() -> None:

@@ -171,9 +171,14 @@ def test_family_depth_and_width_are_columns(zoo: Zoo) -> None:
 def test_what_is_not_there_is_named(zoo: Zoo) -> None:
     with pytest.raises(IndexError, match=r"no checkpoint 3: population .* has 3"):
         zoo.module(0, checkpoint=3)
+    for number in (len(zoo), -len(zoo) - 1):
+        with pytest.raises(IndexError, match=rf"no run {number}: .*{len(zoo)} runs"):
+            zoo.state_dict(number)
+    with pytest.raises(IndexError, match="no run 0: .* 0 runs"):
+        zoo.where(architecture="vgg-3-w8").module(0)
     with pytest.raises(UnknownNameError, match=r"'val'.*validation"):
         zoo.where(split="val")
-    with pytest.raises(UnknownNameError, match=r"status 'failed'.*Known: ok, diverged, stopped"):
+    with pytest.raises(UnknownNameError, match=r"status 'failed': known: diverged, ok, stopped"):
         zoo.where(status=["ok", "failed"])
     assert len(zoo.where(status__startswith="div")) == 3
 
