@@ -243,7 +243,10 @@ def benchmark(*, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: 
         ratios = [a / b for a, b in zip(found.plain, found.ours, strict=True)]
         plain, ours = statistics.median(found.plain), statistics.median(found.ours)
         suffix = "" if name == MAIN else f"_{name}"
-        figures |= {f"tiny_speedup{suffix}": found.speedup, f"tiny_k{suffix}": found.stack}
+        figures |= {
+            f"tiny_speedup{suffix}": found.speedup, f"tiny_speedup_lowest{suffix}": min(ratios),
+            f"tiny_speedup_highest{suffix}": max(ratios), f"tiny_k{suffix}": found.stack,
+        }  # fmt: skip
         if name == MAIN:
             figures |= {
                 "tiny_nets_per_core_minute": 60 / ours, "plain_nets_per_core_minute": 60 / plain,
@@ -259,7 +262,11 @@ def benchmark(*, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: 
     seconds = resnet20(size)
     for name in size.variants:
         ratios = [a / b for a, b in zip(seconds["plain"], seconds[name], strict=True)]
-        figures[f"resnet20_speedup_{'_'.join(name.replace('-', '_').split(' + '))}"] = statistics.median(ratios)
+        suffix = "_".join(name.replace("-", "_").split(" + "))
+        figures |= {
+            f"resnet20_speedup_{suffix}": statistics.median(ratios), f"resnet20_speedup_lowest_{suffix}": min(ratios),
+            f"resnet20_speedup_highest_{suffix}": max(ratios),
+        }  # fmt: skip
         table.add_row(
             f"resnet-20, a step, {name}", f"{statistics.median(seconds['plain']):.3f}",
             f"{statistics.median(seconds[name]):.3f}", f"{statistics.median(ratios):.2f}",
