@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from collect.memory import keep_freed_memory
 from generators.errors import unknown_name
 
 PROGRAM = "python -m train_generators"
@@ -117,4 +118,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *flags = arguments
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS, way_out=f"`{PROGRAM} --help` shows what each does.")
+    keep_freed_memory()
     tyro.cli(_with_short_flags(COMMANDS[name].load()), prog=f"{PROGRAM} {name}", args=flags)
