@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from collect import failures, index, packed
+from collect import failures, index, packed, unfinished
 from collect.card import place_of
 from collect.card import write as write_card
 from collect.flags import RunConfig
@@ -159,6 +159,8 @@ def status(folder: tyro.conf.Positional[Path]) -> None:
     notes = _left_out(folder) if folder.is_file() else []
     notes += [in_words(each) for each in standings(folder, plans, found, failed.keys() | broken)]
     notes += first_few([str(each) for each in failed.values()], f"in {folder / failures.FOLDER}")
+    if begun := unfinished.begun(folder) & {task.id for task in missing}:
+        notes.append(f"the training of {len(begun)} of the missing files has begun: its state is saved")
     strangers = [size for name, size in there.items() if name not in planned] if plans else []
     if strangers:
         notes.append(f"{sum(strangers)} networks in {len(strangers)} files belong to no plan here")

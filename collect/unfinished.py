@@ -38,6 +38,11 @@ def path_of(folder: str | Path, population: str) -> Path:
     return Path(folder) / FOLDER / f"{population}{SUFFIX}"
 
 
+def begun(folder: str | Path) -> set[str]:
+    """The ids of the populations that have a state in the zoo `folder`."""
+    return {path.stem for path in (Path(folder) / FOLDER).glob(f"[!.]*{SUFFIX}")}
+
+
 def _flat(state: State, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a nest by their path in it, such as `"running/optimiser/velocity"`."""
     tensors: dict[str, Tensor] = {}

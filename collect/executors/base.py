@@ -24,7 +24,7 @@ Result = Outcome | Elsewhere
 def at_least_one(workers: int | None) -> int | None:
     """`workers`, if it is None or a number that makes sense."""
     if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1, got {workers}")
+        raise ConfigError(f"workers must be at least 1 (0, without an executor: train in this process), got {workers}")
     return workers
 
 

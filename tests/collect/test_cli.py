@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import pytest
 
-from collect import cli, zoo_file
+from collect import cli, unfinished, zoo_file
 from collect.zoo import Zoo
 from generators.commandline import EXIT_WRONG_INPUT, run
 from generators.errors import ZooError
@@ -134,7 +134,12 @@ def test_status_shows_what_is_missing_and_what_is_damaged(
     assert call(monkeypatch, "status", tmp_path) == 0
     shown = capsys.readouterr().out
     assert "2 of 3" in shown and "3 networks: 2 done, 0 running, 0 failed, 1 open" in shown
-    assert "networks per minute" in shown and " left with one process" in shown
+    assert "networks per minute" in shown and " left with one process" in shown and "has begun" not in shown
+    for population in (first.stem, second.stem):  # one that is missing and one that is there
+        unfinished.path_of(tmp_path, population).parent.mkdir(exist_ok=True)
+        unfinished.path_of(tmp_path, population).touch()
+    assert call(monkeypatch, "status", tmp_path) == 0
+    assert "the training of 1 of the missing files has begun" in capsys.readouterr().out
     second.write_bytes(second.read_bytes()[:-1])
     assert call(monkeypatch, "status", tmp_path) == 0
     shown = capsys.readouterr().out
