@@ -185,8 +185,8 @@ def write(population: Population, folder: str | Path) -> Path:
 
 def _unusable(path: Path, reason: str) -> ZooError:
     return ZooError(
-        f"{path} {reason}; collecting into its folder again moves a damaged file aside and trains its networks anew; "
-        "a file that does not belong there can be moved elsewhere"
+        f"{path} {reason}; `python -m collect run`, as before and with --verify, moves a damaged file aside and trains "
+        "its networks anew; a file that does not belong there can be moved elsewhere"
     )
 
 

@@ -200,7 +200,7 @@ def test_what_the_index_knows_is_not_opened(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_flipped_bit_is_found_by_verify_and_by_run_with_verify(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
 ) -> None:
     assert call(monkeypatch, *COLLECT, "--out", tmp_path) == 0
     path = min(tmp_path.glob("*.h5"))
@@ -208,6 +208,7 @@ def test_a_flipped_bit_is_found_by_verify_and_by_run_with_verify(
     flip(path)
     assert call(monkeypatch, *COLLECT, "--out", tmp_path) == 0  # the cheap check cannot see it
     assert call(monkeypatch, "verify", tmp_path) == EXIT_WRONG_INPUT
+    assert "with --verify" in capsys.readouterr().out, "without, the way out would lead nowhere"
     assert call(monkeypatch, *COLLECT, "--verify", "--out", tmp_path) == 0
     assert f"moved aside to {path.name}.bad" in caplog.text and zoo_file.verify(path).digest == whole
     assert call(monkeypatch, "verify", tmp_path) == 0
