@@ -18,7 +18,7 @@ from collect.index import Index
 from collect.plan import read, saved_plans, write
 from collect.provenance import provenance
 from collect.runner import collect
-from collect.screens import first_few, in_words, lasting, plan_table, show, swept, table_of, zoo_table
+from collect.screens import counted, first_few, in_words, lasting, plan_table, show, swept, table_of, zoo_table
 from collect.spec import tasks_of
 from collect.standing import standings
 from collect.zoo import Zoo, scan
@@ -73,7 +73,10 @@ def plan(
         write(tasks, out, spec=made_from)
     recipes = list(dict.fromkeys(task.recipe for task in tasks))
     networks, cost = sum(len(task.seeds) for task in tasks), sum(task.cost for task in tasks)
-    counts = f"{len(recipes)} recipes, {networks} networks in {len(tasks)} populations, {cost:.2g} operations"
+    counts = (
+        f"{counted(len(recipes), 'recipe')}, {counted(networks, 'network')} in {counted(len(tasks), 'population')}, "
+        f"{cost:.2g} operations"
+    )
     differ = swept(recipes)
     show(f"{out or spec}: {counts}", table=plan_table(tasks), notes=[f"swept: {differ}"] if differ else [])
 

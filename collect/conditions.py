@@ -8,6 +8,8 @@ Columns have short names too: `collect.runs.ALIASES`.
 
 from __future__ import annotations
 
+import difflib
+import logging
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +19,8 @@ import numpy as np
 from collect.runs import Coded, Column, Runs, values_of
 from collect.split import SPLITS
 from generators.errors import ConfigError, unknown_name
+
+log = logging.getLogger(__name__)
 
 VALUES = {"split": tuple(SPLITS), "status": ("ok", "diverged", "stopped")}  # all that these columns can hold
 SEVERAL = list | tuple | set | frozenset | range  # what stands for "one of these"
@@ -54,6 +58,14 @@ def _met(column: Column, suffix: str, wanted: Any) -> np.ndarray:
     return verdicts[column.codes]
 
 
+def _tell_of_near_values(column: str, known: Column, wanted: Any) -> None:
+    """Values that no run has are no error, since a view may be empty, but may be slips of the pen."""
+    texts = [value for value in (known.values if isinstance(known, Coded) else ()) if isinstance(value, str)]
+    for value in wanted if isinstance(wanted, SEVERAL) else (wanted,):
+        if isinstance(value, str) and value not in texts and (near := difflib.get_close_matches(value, texts, n=3)):
+            log.warning("where: no run has the %s %r; did you mean %s?", column, value, " or ".join(map(repr, near)))
+
+
 def condition(runs: Runs, name: str, wanted: Any) -> np.ndarray:
     """Which runs meet one condition, bool [number of runs].
 
@@ -79,6 +91,8 @@ def condition(runs: Runs, name: str, wanted: Any) -> np.ndarray:
                 raise unknown_name(column, str(value), VALUES[column])
     if not len(runs):
         return np.zeros(0, dtype=bool)
+    if suffix in ("eq", "in"):
+        _tell_of_near_values(column, runs.columns[column], wanted)
     try:
         if isinstance(wanted, SEVERAL) and suffix not in ("in", "startswith"):
             raise TypeError("one value is needed")

@@ -59,6 +59,20 @@ def known_device(device: str) -> torch.device:
         ) from error
 
 
+def check_here(device: str) -> None:
+    """Whether this machine has a GPU of that name, without setting one up: a process that only waits needs none.
+
+    Raises:
+        DeviceError: it has not.
+    """
+    found = known_device(device)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"cannot train on device {device!r}: torch finds {torch.cuda.device_count()} GPUs here; leave it out to "
+            "train on the CPU"
+        )
+
+
 def _usable(device: str) -> torch.device:
     """The device, if torch knows it and it is there."""
     try:

@@ -145,6 +145,11 @@ def first_few(lines: Sequence[str], where: str) -> list[str]:
     return [*lines[:MOST_LINES], *([f"and {more} more {where}"] if more > 0 else [])]
 
 
+def counted(number: int, thing: str) -> str:
+    """1 network, 2 networks."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def lasting(minutes: float) -> str:
     """A length of time in the unit that suits it."""
     if minutes < 1:

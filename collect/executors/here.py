@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from collect.executors.base import Executor, Result
+from collect.perform import check_here
 from collect.workers import Tick, stoppable
 
 
@@ -37,6 +38,12 @@ def _stop_by_signal(stop: threading.Event) -> Iterator[None]:
 
 class Here(Executor):
     """No other process; the slow obvious twin of the other executors."""
+
+    @contextlib.contextmanager
+    def opened(self, *, device: str) -> Iterator[None]:
+        """See `Executor.opened`: the device is one of this machine."""
+        check_here(device)
+        yield
 
     def finished(self, on_tick: Tick) -> Generator[Result, None, None]:
         """See `Executor.finished`."""

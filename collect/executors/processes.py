@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterator
 
 from collect.executors.attempt import Attempt
 from collect.executors.base import Executor, Result, at_least_one
+from collect.perform import check_here
 from collect.workers import GRACE_SECONDS, Tick, in_processes, usable_cores
 
 
@@ -20,6 +22,12 @@ class Processes(Executor):
     def __init__(self, *, workers: int | None = None, grace: float = GRACE_SECONDS) -> None:
         super().__init__()
         self._workers, self._grace = at_least_one(workers), grace
+
+    @contextlib.contextmanager
+    def opened(self, *, device: str) -> Iterator[None]:
+        """See `Executor.opened`: the device is one of this machine."""
+        check_here(device)
+        yield
 
     def _next(self) -> Iterator[Attempt]:
         while self.waiting:

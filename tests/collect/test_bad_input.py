@@ -143,7 +143,7 @@ def test_a_plan_overwrites_nothing_but_plans(commands: Commands) -> None:
     plan = commands.folder / "plan.json"
     commands.done("plan", spec, "--out", plan)
     before = commands.content()
-    assert "8 networks in 1 populations" in commands.done("plan", spec, "--out", plan)
+    assert "1 recipe, 8 networks in 1 population," in commands.done("plan", spec, "--out", plan)
     assert commands.content() == before
     commands.done("plan", plan)  # shows it
     assert commands.content() == before

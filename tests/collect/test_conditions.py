@@ -109,3 +109,15 @@ def test_values_that_are_not_known_meet_nothing_but_ne() -> None:
     assert ids(select(runs, dict(note=["x", None]))) == ["b"]
     unknown = Runs({"id": np.array([b"a"]), "note": Coded.of([None])})
     assert ids(select(unknown, dict(note="x"))) == [] and ids(select(unknown, dict(note__ne="x"))) == ["a"]
+
+
+def test_a_value_that_is_nearly_one_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The view is empty all the same; other values, and comparisons that are no equality, are not commented on."""
+    runs = as_runs(ROWS)
+    assert not len(select(runs, {"architecture": "resnt-8-w4"}))
+    assert "did you mean 'resnet-8-w4'" in caplog.text
+    caplog.clear()
+    select(runs, {"architecture": ["resnet-8-w4", "another"]})
+    select(runs, {"architecture__startswith": "resnt"})
+    select(runs, {"architecture__ne": "resnt-8-w4"})
+    assert not caplog.text

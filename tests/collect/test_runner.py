@@ -166,13 +166,20 @@ def test_diverged_networks_are_stored_and_counted(tmp_path: Path) -> None:
     assert result.diverged == 2 and len(digests(tmp_path)) == 1
 
 
-def test_a_device_that_is_not_there_is_told_once(tmp_path: Path) -> None:
-    """One that cannot be anywhere before anything is written; another by the first process that tries."""
-    with pytest.raises(ConfigError, match="cannot train on device 'abacus'"):
-        collect(plan([TINY], runs=2, together=1), tmp_path / "zoo", workers=0, device="abacus")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_there_is_told_before_anything_is_written(
+    tmp_path: Path, device: str, workers: int
+) -> None:
+    with pytest.raises(ConfigError, match=f"cannot train on device '{device}'"):
+        collect(plan([TINY], runs=2, together=1), tmp_path / "zoo", workers=workers, device=device)
     assert not (tmp_path / "zoo").exists()
-    with pytest.raises(ZooError, match="cannot train on device 'cuda:99'"):
-        collect(plan([TINY], runs=2, together=1), tmp_path / "zoo", workers=0, device="cuda:99")
+
+
+def test_a_device_that_fails_is_told_once(tmp_path: Path) -> None:
+    """By the first process that tries: what it cannot do, no other task could."""
+    with pytest.raises(ZooError, match="cannot train on device 'mtia'"):
+        collect(plan([TINY], runs=2, together=1), tmp_path / "zoo", workers=0, device="mtia")
     assert not list(tmp_path.glob("zoo/*.h5"))
 
 
