@@ -4,9 +4,10 @@ Per model a process of its own for each side, one after the other: graph, then g
 model, in CPU seconds of one thread, medians of rounds, and of ours a pass of the encoder alone; the rise of the peak
 memory over weights + GHN; distinct values, numeric and stable rank of what was written. Both sides are in their
 smallest published shape, with random weights, for 1,000 classes. Ours is the deterministic GHN, as the other is;
-`noise_total_s` is ours with codes and white noise.
+`noise_total_s` is ours with codes and white noise. What a trained generator writes (`trained_`) is measured on a
+published one, whose classifiers are He's for want of 1,000 classes.
 
-    python benchmarks/ghn.py --json ghn.json [--quick] [--peer DIR]
+    python benchmarks/ghn.py --json ghn.json [--quick] [--peer DIR] [--trained NAME]
 
 DIR is a clone of https://github.com/SamsungSAILMontreal/ghn3; that code needs ppuda, transformers and what they need.
 Prints a table and writes its figures as flat JSON with machine, versions and commit. Memory is read from /proc (Linux).
@@ -36,6 +37,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from torch import nn  # noqa: E402
 
+import generators  # noqa: E402
 from collect.architectures import build  # noqa: E402
 from collect.data import ImageSet, load  # noqa: E402
 from collect.durable import durable  # noqa: E402
@@ -54,7 +56,7 @@ MODELS = ("resnet18", "resnet50", "vit_b_16", "efficientnet_b0", "efficientnet_b
           "efficientnet_v2_l")  # fmt: skip
 CLASSES = 1000
 OURS = GHNConfig(classes=CLASSES)
-NOISE = replace(OURS, anchor=0.6, code=8)
+NOISE = replace(OURS, anchor=0.6, decoded_limit=1.0, code=8)
 HUNDRED, SMALL_NETWORK = 100, "resnet-20-w16"
 META_BATCH = (
     "resnet-20-w16", "resnet-14-w16", "resnet-32-w8", "resnet-26-w12", "vgg-6-w16", "vgg-4-w32", "mobilenet-5-w16",
@@ -83,9 +85,8 @@ QUICK = Size(models=("resnet18", "efficientnet_b0"), rounds=2, measured=4, meta_
 # ---- one side, in a process of its own ---------------------------------------------------------------------------
 
 
-def ours(config: GHNConfig) -> tuple[nn.Module, Callable[[nn.Module], object], Callable[[nn.Module], object]]:
-    """Our GHN, how a graph is made, and how a model is filled."""
-    ghn = GHN(config).eval()
+def ours(ghn: nn.Module) -> tuple[nn.Module, Callable[[nn.Module], object], Callable[[nn.Module], object]]:
+    """A GHN of ours, how a graph is made, and how a model is filled."""
     return ghn, trace, lambda model: init(model, ghn)
 
 
@@ -121,12 +122,16 @@ def memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def one_side(model_name: str, rounds: int, measured: int, folder: str) -> dict[str, float]:
-    """The figures of one side for one model; `folder` is that of the peer, or names our configuration."""
+def one_side(model_name: str, rounds: int, measured: int, side: str) -> dict[str, float]:
+    """The figures of one side for one model: `ours`, `noise`, `trained:NAME`, or the folder of the peer."""
     torch.set_num_threads(1)
-    ghn, graph, fill = (
-        ours({"ours": OURS, "noise": NOISE}[folder]) if folder in ("ours", "noise") else peer(Path(folder))
-    )
+    configs = {"ours": OURS, "noise": NOISE}
+    if side in configs:
+        ghn, graph, fill = ours(GHN(configs[side]).eval())
+    elif side.startswith("trained:"):
+        ghn, graph, fill = ours(generators.load(side.removeprefix("trained:")))
+    else:
+        ghn, graph, fill = peer(Path(side))
     fill(torchvision.models.get_model("squeezenet1_1", weights=None))  # imports, caches of the library
     model = torchvision.models.get_model(model_name, weights=None)
     size = sum(value.nbytes for each in (ghn, model) for value in each.parameters())
@@ -169,15 +174,18 @@ def worth(model: nn.Module, count: int) -> dict[str, float]:
         "distinct_share": distinct,
         "rank_share": statistics.median(own.numeric_rank / he.numeric_rank for own, he, _ in rows),
         "stable_rank_share": statistics.median(own.stable_rank / he.stable_rank for own, he, _ in rows),
+        "least_stable_rank_share": min(own.stable_rank / he.stable_rank for own, he, _ in rows),
+        "least_std_ratio": min(own.std / he.std for own, he, _ in rows),
+        "greatest_std_ratio": max(own.std / he.std for own, he, _ in rows),
     }
 
 
-def in_process(model_name: str, rounds: int, measured: int, folder: str) -> dict[str, float]:
+def in_process(model_name: str, rounds: int, measured: int, side: str) -> dict[str, float]:
     """`one_side` in a fresh interpreter."""
-    command = [sys.executable, __file__, "one-side", model_name, str(rounds), str(measured), folder]
+    command = [sys.executable, __file__, "one-side", model_name, str(rounds), str(measured), side]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
-        raise RuntimeError(f"{model_name}, {folder}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{model_name}, {side}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -243,10 +251,12 @@ def training_step(names: tuple[str, ...], rounds: int) -> dict[str, float]:
     return {"train_step_s": statistics.median(steps_s[1:]), "train_ghn_share": share}
 
 
-def measure_all(size: Size, folder: Path | None) -> dict[str, float]:
+def measure_all(size: Size, folder: Path | None, trained: str) -> dict[str, float]:
     """All figures; each model's sides directly one after the other."""
     figures: dict[str, float] = {}
-    sides = {"": "ours", "noise_": "noise"} | ({"peer_": str(folder.resolve())} if folder else {})
+    sides = {"": "ours", "noise_": "noise", "trained_": f"trained:{trained}"}
+    if folder:
+        sides["peer_"] = str(folder.resolve())
     for name in size.models:
         for prefix, side in sides.items():
             for key, value in in_process(name, size.rounds, size.measured, side).items():
@@ -277,17 +287,19 @@ def tables(figures: dict[str, float], models: tuple[str, ...]) -> list[Table]:
 
 
 def benchmark(
-    *, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: bool = False, peer: Path | None = None
-) -> None:
+    *, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: bool = False, peer: Path | None = None,
+    trained: str = "noise-ghn-cifar10",
+) -> None:  # fmt: skip
     """Measure speed, memory and worth of a graph hypernetwork.
 
     Args:
         json_file: Where the figures go.
         quick: A smaller version that ends within a minute.
         peer: A clone of ghn3, to be measured in turn.
+        trained: A published GHN, or the folder of one.
     """
     size = QUICK if quick else Size()
-    figures = measure_all(size, peer)
+    figures = measure_all(size, peer, trained)
     console = Console(soft_wrap=True)
     for table in tables(figures, size.models):
         console.print(table)
@@ -301,8 +313,8 @@ def benchmark(
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:2] == ["one-side"]:
-        name, rounds, measured, folder = sys.argv[2:]
-        found = one_side(name, int(rounds), int(measured), folder)
+        name, rounds, measured, side = sys.argv[2:]
+        found = one_side(name, int(rounds), int(measured), side)
         sys.stdout.write(f"\n{json.dumps(found)}\n")
         raise SystemExit
     raise SystemExit(run(lambda: tyro.cli(benchmark)))
