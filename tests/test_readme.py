@@ -66,8 +66,8 @@ def test_the_table_holds_the_figures_of_the_recorded_run() -> None:
 
 
 def test_the_headline_holds_the_figures_of_the_recorded_cifar10_run() -> None:
-    """The CIFAR-10 sentence against docs/results/cifar10/results.json."""
-    figures = json.loads((ROOT / "docs/results/cifar10/results.json").read_text())["figures"]
+    """The CIFAR-10 sentence against docs/results/cifar10-confirmed/results.json."""
+    figures = json.loads((ROOT / "docs/results/cifar10-confirmed/results.json").read_text())["figures"]
 
     def cell(start: str, key: str) -> str:
         return f"{100 * figures[f'resnet-20-w16/{start}/{key}']:.1f}"
@@ -78,6 +78,9 @@ def test_the_headline_holds_the_figures_of_the_recorded_cifar10_run() -> None:
     end = [f"{cell(start, 'accuracy_end_mean')} ± {cell(start, 'accuracy_end_std')}" for start in (ghn, he)]
     assert f"{halfway[0]} against {halfway[1]} % after 351 steps" in words
     assert f"{end[0]} against {end[1]} % after 702" in words
+    assert f"starts at {cell(ghn, 'step_0/accuracy_mean')} %" in words
+    lead, low, high = (cell(ghn, f"step_702/difference_{key}") for key in ("mean", "low", "high"))
+    assert f"a difference of {lead} points (95 %: {low} to {high})" in words
 
 
 def test_there_is_a_snippet_and_every_named_file_and_target_exists() -> None:
