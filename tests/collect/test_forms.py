@@ -1,5 +1,7 @@
 """The fast forms against the loop, the loop against the modules themselves, and what no form can run."""
 
+import itertools
+import math
 import os
 import shutil
 import warnings
@@ -9,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from collect import architectures, forms
+from collect.data import load
 from collect.forms import Form, Loop, Vmap, choose, template
 from collect.grouped import Grouped, Tensors, UnsupportedError
 from collect.metrics import losses
+from collect.population import train
+from collect.recipe import Recipe
 from generators.initialiser import init
 
 SHAPE = (1, 8, 8)
@@ -210,3 +215,22 @@ def test_convolution_with_other_padding_is_refused_when_run() -> None:
     parameters, buffers = _state([module, module])
     with pytest.raises(UnsupportedError, match="reflect"):
         Grouped(module)(parameters, buffers, _images(2, members=2), training=True)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # pooling under vmap
+def test_the_three_forms_train_networks_of_equal_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test accuracies of eight seeds after three epochs: means within two standard errors of each other."""
+    recipe, images = Recipe(architecture="cnn-3-w8", epochs=3, lr=0.1), load("digits")
+    reached = {}
+    for kinds in ((Grouped,), (Vmap,), ()):
+        choose.cache_clear()
+        monkeypatch.setattr(forms, "FORMS", kinds)
+        used = choose(recipe.architecture, shape=images.shape, classes=10).name
+        population = train(recipe, range(8), images, stack=8)
+        reached[used] = population.metrics[:, -1, population.metric_names.index("test_accuracy")]
+    choose.cache_clear()
+    assert reached.keys() == {"grouped", "vmap", "loop"}
+    for one, other in itertools.combinations(reached.values(), 2):
+        error = math.sqrt((one.var(ddof=1) + other.var(ddof=1)) / len(one))
+        assert abs(one.mean() - other.mean()) <= 2 * error, reached
+    assert min(accuracies.mean() for accuracies in reached.values()) > 0.5, "they have learned something"
