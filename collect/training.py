@@ -23,7 +23,8 @@ from collect.schedules import learning_rate
 from collect.stacked import CALIBRATION_IMAGES
 from collect.unfinished import State
 from generators.errors import ConfigError
-from generators.initialiser import init, resolve
+from generators.filling import init
+from generators.initialiser import resolve
 from generators.seeds import derive
 
 INIT_BATCH = 128  # images per batch for initialisers that need data; they get the first training images

@@ -17,9 +17,10 @@ from generators.inventory import inventory
 if TYPE_CHECKING:
     from generators.checkpoint import load, save
     from generators.errors import PowerhouseError
+    from generators.filling import init
     from generators.generator import Generator
     from generators.graph import Graph, trace
-    from generators.initialiser import Initialiser, Kind, Proposal, Request, init, list_initialisers, register
+    from generators.initialiser import Initialiser, Kind, Proposal, Request, list_initialisers, register
     from generators.published import GeneratorEntry, list_generators
     from generators.report import InitReport
 
@@ -32,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "init": "initialiser",
+    "init": "filling",
     "list_initialisers": "initialiser",
     "register": "initialiser",
     "Initialiser": "initialiser",

@@ -32,8 +32,9 @@ from tyro.conf import Positional, arg, subcommand
 import generators
 from generators.checkpoint import verify
 from generators.errors import ConfigError, ModelError, unknown_name
+from generators.filling import init
 from generators.generator import Generator
-from generators.initialiser import init, list_initialisers, resolve
+from generators.initialiser import list_initialisers, resolve
 from generators.inventory import inventory
 from generators.published import list_generators, locate, looks_like_location
 from generators.seeds import isolated

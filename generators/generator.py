@@ -15,17 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from generators.errors import ConfigError, unknown_name
-from generators.initialiser import (
-    Kind,
-    Proposal,
-    Request,
-    _check_model,
-    _tensors,
-    check_spread,
-    matrix_spreads,
-    take_inventory,
-    writable,
-)
+from generators.filling import check_model, check_spread, matrix_spreads, state_tensors, take_inventory, writable
+from generators.initialiser import Kind, Proposal, Request
 
 GENERATOR_KINDS: dict[str, str] = {
     "conv-vae": "generators.local.conv_vae:ConvVAE",
@@ -113,7 +104,7 @@ class Generator(nn.Module, ABC):
         """
         if n < 1:
             raise ConfigError(f"n must be at least 1, got {n}")
-        _check_model(model)
+        check_model(model)
         found, graph, _ = take_inventory(model, example_inputs)
         request = Request(found, seed=seed, example_inputs=example_inputs, graph=graph, codes=codes)
         proposal = self.propose_stack(model, request, range(first, first + n))
@@ -121,7 +112,7 @@ class Generator(nn.Module, ABC):
         check_spread(matrix_spreads(proposal.values, proposal.sources, found), self.name)
         tied = {info.name: info.tied_to for info in found if info.tied_to}
         states = {}
-        for key, own in _tensors(model).items():
+        for key, own in state_tensors(model).items():
             value = proposal.values.get(tied.get(key, key))
             states[key] = own.detach().expand(n, *own.shape) if value is None else value.to(own)
         return _for_vmap(model, states, n) if stacked else states

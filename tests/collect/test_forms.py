@@ -17,7 +17,7 @@ from collect.grouped import Grouped, Tensors, UnsupportedError
 from collect.metrics import losses
 from collect.population import train
 from collect.recipe import Recipe
-from generators.initialiser import init
+from generators.filling import init
 
 SHAPE = (1, 8, 8)
 NETWORKS = ("resnet-8-w4", "vgg-3-w5", "mobilenet-4-w6", "cnn-3-w8", "mlp-2-w12", "vit-2-w16")

@@ -16,7 +16,7 @@ from collect.population import Population, layouts, train
 from collect.recipe import Recipe
 from collect.stacked import CALIBRATION_IMAGES
 from generators.errors import ConfigError, UnknownNameError
-from generators.initialiser import init
+from generators.filling import init
 from generators.seeds import derive
 
 BASE = Recipe(architecture="resnet-8-w4", epochs=2, batch_size=128, lr=0.05, saved="all")

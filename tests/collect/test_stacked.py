@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from collect import architectures, stacked
 from collect.stacked import predict
 from generators.errors import ConfigError
-from generators.initialiser import init
+from generators.filling import init
 
 SHAPE = (1, 8, 8)
 NETWORKS = ("resnet-8-w4", "vgg-3-w5", "mobilenet-4-w6", "cnn-3-w8", "mlp-2-w12", "vit-2-w16")

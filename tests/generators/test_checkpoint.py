@@ -16,8 +16,9 @@ from torch import nn
 from generators import checkpoint
 from generators.checkpoint import CARD, CONFIG, WEIGHTS, load, save, verify
 from generators.errors import CheckpointError, ConfigError, UnknownNameError
+from generators.filling import init
 from generators.generator import GENERATOR_KINDS, Generator
-from generators.initialiser import Kind, Proposal, Request, init
+from generators.initialiser import Kind, Proposal, Request
 
 
 @dataclass(frozen=True)

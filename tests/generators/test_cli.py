@@ -14,7 +14,8 @@ from torch import nn
 
 from generators.cli import main
 from generators.errors import ConfigError, ModelError, PowerhouseError, UnknownNameError
-from generators.initialiser import init, list_initialisers
+from generators.filling import init
+from generators.initialiser import list_initialisers
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from generators.errors import CollapseError, ConfigError, ProposalError, UnknownNameError
+from generators.filling import init
 from generators.generator import GENERATOR_KINDS, Generator, generator_class
-from generators.initialiser import Initialiser, Kind, Proposal, Request, init
+from generators.initialiser import Initialiser, Kind, Proposal, Request
 from generators.pointwise import HE
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from generators.initialiser import Proposal, Request, init
+from generators.filling import init
+from generators.initialiser import Proposal, Request
 from generators.inventory import inventory
 from generators.pointwise import HE, TABLE_STD
 

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from generators.errors import ConfigError, DataError, ModelError
-from generators.initialiser import init
+from generators.filling import init
 from generators.refining import LSUV
 
 

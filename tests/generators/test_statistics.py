@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from generators.errors import ProposalError
-from generators.initialiser import init
+from generators.filling import init
 from generators.inventory import inventory
 from generators.statistics import is_finite, measure, measure_states, noise_stable_rank, spreads, stable_rank
 

@@ -15,7 +15,7 @@ from torch import nn
 from collect.architectures import build, parse
 from generators.checkpoint import load, save
 from generators.errors import ConfigError, UnknownNameError
-from generators.initialiser import init
+from generators.filling import init
 from generators.inventory import inventory
 from generators.local.conv_vae import ConvVAE, ConvVAEConfig
 from generators.local.fidelity import match
