@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import generators
 from generators.errors import ModelError, TraceError
 from generators.generator import Generator
+from small_models import Forward
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
 NEEDS = {"timm": "timm", "transformers": "transformers"}
@@ -120,19 +121,6 @@ def test_a_model_that_is_not_covered_has_its_reason(model, reason, ghn: Generato
 
 
 # ---- models of rare kinds -------------------------------------------------------------------------------------------
-
-
-class Forward(nn.Module):
-    """A module whose forward is the function that it is given."""
-
-    def __init__(self, function, **members) -> None:
-        super().__init__()
-        self.function = function
-        for name, member in members.items():
-            setattr(self, name, member)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def accounted(model: nn.Module, report: generators.InitReport) -> bool:

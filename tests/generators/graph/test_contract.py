@@ -7,26 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generators.graph import Graph, trace
+from generators.graph import trace
 from generators.graph.drafts import tensors_in
-
-
-class Forward(nn.Module):
-    """A module whose forward is the function that it is given."""
-
-    def __init__(self, function, **members) -> None:
-        super().__init__()
-        self.function = function
-        for name, member in members.items():
-            setattr(self, name, member)
-
-    def forward(self, x):
-        return self.function(self, x)
-
-
-def rows(graph: Graph) -> list[tuple]:
-    """The graph as (kind, parameters, predecessors) per node."""
-    return [(node.kind, node.parameters, graph.predecessors[node.index]) for node in graph.nodes]
+from small_models import Forward, attention_block, rows
 
 
 def table(*shape: int) -> nn.Parameter:
@@ -203,18 +186,6 @@ def test_layers_written_by_hand():
     graph = trace(Forward(forward, w=table(12, 5), b=table(5), scale=table(5), shift=table(5)), torch.zeros(2, 3, 4))
     assert rows(graph)[1:3] == [("linear", ("w", "b"), (0,)), ("normalisation", ("scale", "shift"), (1,))]
     assert graph.nodes[1].attributes["transposed"] and graph.nodes[1].attributes["in_channels"] == 12
-
-
-def attention_block(fused: bool) -> Forward:
-    def forward(m, x):
-        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in m.qkv(m.norm(x)).chunk(3, -1))
-        if fused:
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:
-            y = F.dropout((q @ k.transpose(-2, -1) * 0.5).softmax(-1), 0.1, m.training) @ v
-        return x + m.out(y.transpose(1, 2).flatten(2))
-
-    return Forward(forward, norm=nn.LayerNorm(8), qkv=nn.Linear(8, 24), out=nn.Linear(8, 8))
 
 
 def test_attention_is_one_node_however_it_is_written():

@@ -12,37 +12,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from generators.graph import Graph, trace
-
-
-class Forward(nn.Module):
-    """A module whose forward is the function that it is given."""
-
-    def __init__(self, function, **members) -> None:
-        super().__init__()
-        self.function = function
-        for name, member in members.items():
-            setattr(self, name, member)
-
-    def forward(self, x):
-        return self.function(self, x)
-
-
-def rows(graph: Graph) -> list[tuple]:
-    """The graph as (kind, parameters, predecessors) per node."""
-    return [(node.kind, node.parameters, graph.predecessors[node.index]) for node in graph.nodes]
-
-
-def attention_block(fused: bool) -> Forward:
-    def forward(m, x):
-        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in m.qkv(m.norm(x)).chunk(3, -1))
-        if fused:
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:
-            y = F.dropout((q @ k.transpose(-2, -1) * 0.5).softmax(-1), 0.1, m.training) @ v
-        return x + m.out(y.transpose(1, 2).flatten(2))
-
-    return Forward(forward, norm=nn.LayerNorm(8), qkv=nn.Linear(8, 24), out=nn.Linear(8, 8))
+from generators.graph import trace
+from small_models import Forward, attention_block, rows
 
 
 @dataclass

@@ -14,13 +14,9 @@ import torchvision
 from torch import distributed, nn
 
 from generators.errors import TraceError
-from generators.graph import Graph, trace
+from generators.graph import trace
 from generators.inventory import inventory
-
-
-def rows(graph: Graph) -> list[tuple]:
-    """The graph as (kind, parameters, predecessors) per node."""
-    return [(node.kind, node.parameters, graph.predecessors[node.index]) for node in graph.nodes]
+from small_models import rows
 
 
 class Restless(nn.Module):

@@ -12,19 +12,7 @@ from generators.commandline import Interrupted
 from generators.errors import TraceError
 from generators.graph import trace
 from generators.inventory import inventory
-
-
-class Forward(nn.Module):
-    """A module whose forward is the function that it is given."""
-
-    def __init__(self, function, **members) -> None:
-        super().__init__()
-        self.function = function
-        for name, member in members.items():
-            setattr(self, name, member)
-
-    def forward(self, x):
-        return self.function(self, x)
+from small_models import Forward
 
 
 def test_the_error_carries_the_models_own_exception_and_line():

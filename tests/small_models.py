@@ -1,0 +1,43 @@
+"""Models that several tests write down in a line or two, and their graphs as rows to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generators.graph import Graph
+
+
+class Forward(nn.Module):
+    """A module whose forward is the function that it is given: `forward(module, x)`."""
+
+    def __init__(self, function: Callable[[Any, Any], Any], **members: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name, member in members.items():
+            setattr(self, name, member)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def attention_block(fused: bool) -> Forward:
+    """Self-attention of `[batch, tokens, 8]` with two heads: torch's fused operation, or matrix products by hand."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in m.qkv(m.norm(x)).chunk(3, -1))
+        if fused:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            y = F.dropout((q @ k.transpose(-2, -1) * 0.5).softmax(-1), 0.1, m.training) @ v
+        return x + m.out(y.transpose(1, 2).flatten(2))
+
+    return Forward(forward, norm=nn.LayerNorm(8), qkv=nn.Linear(8, 24), out=nn.Linear(8, 8))
+
+
+def rows(graph: Graph) -> list[tuple]:
+    """The graph as (kind, parameters, predecessors) per node."""
+    return [(node.kind, node.parameters, graph.predecessors[node.index]) for node in graph.nodes]
