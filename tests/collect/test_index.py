@@ -58,7 +58,7 @@ def expected_runs(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def agrees(folder: Path) -> Zoo:
+def assert_agrees(folder: Path) -> Zoo:
     """Open twice, so that the index is read at least once, and compare all that can be asked with the files."""
     Zoo(folder)
     zoo = Zoo(folder)
@@ -145,9 +145,9 @@ CHANGES = [add, overlap, replace_one, truncate, overwrite, delete, foreign, rena
 def test_answers_are_those_of_the_files_after_every_change(
     folder: Path, populations: list[Population], change: Callable[[Path, list[Population]], None]
 ) -> None:
-    agrees(folder)
+    assert_agrees(folder)
     change(folder, populations)
-    zoo = agrees(folder)
+    zoo = assert_agrees(folder)
     (folder / index.NAME).unlink()
     assert json.dumps(list(Zoo(folder).runs)) == json.dumps(list(zoo.runs))
 
@@ -155,7 +155,7 @@ def test_answers_are_those_of_the_files_after_every_change(
 def test_changes_one_after_the_other(folder: Path, populations: list[Population]) -> None:
     for change in (add, overlap, delete, foreign, truncate):
         change(folder, populations)
-        agrees(folder)
+        assert_agrees(folder)
 
 
 def test_no_file_is_opened_that_the_index_knows(
@@ -199,7 +199,7 @@ def test_an_index_of_another_version_is_made_anew(folder: Path, monkeypatch: pyt
     Zoo(folder)
     monkeypatch.setattr(index, "MADE_FOR", "another")
     assert index.load(folder / index.NAME) is None
-    agrees(folder)
+    assert_agrees(folder)
     assert index.load(folder / index.NAME) is not None
 
 
@@ -211,7 +211,7 @@ def test_an_index_that_lacks_a_part_is_made_anew(folder: Path) -> None:
     for lost in parts:
         np.savez(path, **{name: array for name, array in parts.items() if name != lost})
         assert index.load(path) is None
-    agrees(folder)
+    assert_agrees(folder)
 
 
 def test_the_deep_check_does_not_trust_it(folder: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_folder_that_cannot_be_written_is_read_without(folder: Path) -> None:
         assert len(Zoo(folder)) == 6
     finally:
         folder.chmod(0o755)
-    agrees(folder)
+    assert_agrees(folder)
 
 
 def test_processes_at_once_do_no_harm(folder: Path) -> None:
@@ -252,7 +252,7 @@ def test_processes_at_once_do_no_harm(folder: Path) -> None:
     readers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [reader.wait() for reader in readers] == [0, 0]
     assert not list(folder.glob(".*")) and index.load(folder / index.NAME) is not None
-    agrees(folder)
+    assert_agrees(folder)
 
 
 def test_a_file_that_changes_under_an_open_zoo_is_noticed(folder: Path, populations: list[Population]) -> None:
