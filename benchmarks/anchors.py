@@ -28,7 +28,7 @@ from collect.plan import plan, sweep  # noqa: E402
 from collect.recipe import Recipe  # noqa: E402
 from collect.runner import collect  # noqa: E402
 from generators.commandline import progress, run  # noqa: E402
-from generators.ghn.ghn import GHNConfig  # noqa: E402
+from generators.ghn.config import GHNConfig  # noqa: E402
 from train_generators import ghn  # noqa: E402
 from train_generators.compare import CompareConfig  # noqa: E402
 from train_generators.compare import run as compare  # noqa: E402

@@ -44,7 +44,8 @@ from collect.durable import durable  # noqa: E402
 from collect.provenance import provenance  # noqa: E402
 from generators import init, trace  # noqa: E402
 from generators.commandline import run  # noqa: E402
-from generators.ghn.ghn import GHN, GHNConfig  # noqa: E402
+from generators.ghn.config import GHNConfig  # noqa: E402
+from generators.ghn.ghn import GHN  # noqa: E402
 from generators.initialiser import Proposal, Request  # noqa: E402
 from generators.inventory import inventory  # noqa: E402
 from generators.pointwise import HE  # noqa: E402

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from collect.architectures import parse
 from collect.data import ImageSet
 from generators.errors import ConfigError
-from generators.ghn.ghn import GHNConfig
+from generators.ghn.config import GHNConfig
 from train_generators.objectives import Objective
 
 

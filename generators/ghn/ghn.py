@@ -13,23 +13,22 @@ recurrent weights, a classifier of another class count) is drawn per member all 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from generators.errors import ConfigError, unknown_name
+from generators.errors import ConfigError
 from generators.generator import Generator
-from generators.ghn.decoder import DECODERS, DecoderSettings, make_decoder
-from generators.ghn.encoder import ENCODERS, make_encoder
+from generators.ghn.codes import Noise, noise_stream, with_codes
+from generators.ghn.config import GHNConfig
+from generators.ghn.decoder import make_decoder
+from generators.ghn.encoder import make_encoder
 from generators.ghn.mixing import shares
 from generators.ghn.plan import DecodePlan, Group, decode_plan
 from generators.ghn.probes import probes
+from generators.ghn.writing import storage, write
 from generators.graph import Graph, trace
 from generators.initialiser import Kind, Proposal, Request
 from generators.inventory import inventory
@@ -38,86 +37,8 @@ from generators.seeds import plain_tensors, stream
 
 MEMBERS_AT_ONCE = 8  # members are decoded together in blocks of at most so many ...
 NUMBERS_AT_ONCE = 2**22  # ... and so many weights, above which a block costs as much as its members one by one
-NUMBERS_IN_CACHE = 2**16  # noise is drawn and mixed in pieces of so many numbers; a multiple of 16
 FAR_WIDER = 2.0  # a layer this many times wider than any in training is worth a note
 PLANS_KEPT = 64
-
-Noise = Callable[[str, tuple[int, ...]], Tensor]
-"""Name of a parameter and a shape `[M, *shape]` to white noise: each member's own stream, or training noise."""
-
-
-@dataclass(frozen=True)
-class GHNConfig:
-    """Everything that fixes the shape and the meaning of a GHN's weights.
-
-    Attributes:
-        classes: number of classes of the classifiers it was trained to make.
-        hidden: width of the node embeddings.
-        layers, heads: depth and attention heads of the encoder.
-        distance_limit: nodes further apart exchange no messages directly.
-        width, rank, cells: hidden width, core size and table resolution of the decoder.
-        spectrum_steps: how strongly the core decoder equalises the spectrum of a matrix (0: not at all).
-        gain_bound: spread of a layer is He's times at most this factor, at least its inverse.
-        anchor: share of white noise in every weight, as a standard deviation in [0, 1).
-        decoded_limit: in a sampled matrix the decoded part is at most so many times as large in any direction as white
-            noise, and noise takes its place; 0 for no limit. Training knows none.
-        code: length of the noise code, 0 for a deterministic GHN.
-        code_per: each node of a network has a code of its own, or all nodes share one of the network.
-        widest: largest channel count seen in training, 0 if not known.
-        seed: seed of the start values.
-        encoder: what passes messages over the graph, a name in `generators.ghn.encoder.ENCODERS`.
-        decoder: what makes matrices of node embeddings, a name in `generators.ghn.decoder.DECODERS`.
-        block, block_kernel: side of the blocks of block decoders, and of their kernels.
-    """
-
-    classes: int = 10
-    hidden: int = 64
-    layers: int = 3
-    heads: int = 4
-    distance_limit: int = 8
-    width: int = 128
-    rank: int = 16
-    cells: int = 16
-    spectrum_steps: int = 3
-    gain_bound: float = 1.0
-    anchor: float = 0.0
-    decoded_limit: float = 0.0
-    code: int = 0
-    code_per: str = "node"
-    widest: int = 0
-    seed: int = 0
-    encoder: str = "sparse"
-    decoder: str = "core"
-    block: int = 64
-    block_kernel: int = 11
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.anchor < 1:
-            raise ConfigError(f"anchor is the share of white noise and must be in [0, 1), got {self.anchor}")
-        sizes = (self.classes, self.hidden, self.heads, self.distance_limit, self.width, self.rank, self.cells,
-                 self.block, self.block_kernel)  # fmt: skip
-        for what, name, known in (("encoder", self.encoder, ENCODERS), ("decoder", self.decoder, DECODERS)):
-            if name not in known:
-                raise unknown_name(what, name, known)
-        if min(sizes) < 1 or self.hidden % self.heads:
-            raise ConfigError(f"sizes must be at least 1, and hidden divisible by heads, got {self}")
-        if self.cells < self.rank:
-            raise ConfigError(f"tables of {self.cells} cells cannot carry rank {self.rank}; raise cells or lower rank")
-        if min(self.layers, self.spectrum_steps, self.code, self.widest) < 0:
-            raise ConfigError(f"layers, spectrum_steps, code and widest must not be negative, got {self}")
-        if self.code_per not in ("node", "network"):
-            raise ConfigError(f"code_per must be 'node' or 'network', got {self.code_per!r}")
-        if self.decoded_limit < 0:
-            raise ConfigError(f"decoded_limit is a ratio of norms, or 0 for none, got {self.decoded_limit}")
-        if self.gain_bound < 1:
-            raise ConfigError(f"gain_bound is a factor of at least 1, got {self.gain_bound}")
-
-    @property
-    def decoder_settings(self) -> DecoderSettings:
-        shared = {field.name for field in fields(DecoderSettings)} & {field.name for field in fields(self)}
-        return DecoderSettings(
-            node_width=self.hidden + self.code, **{name: getattr(self, name) for name in sorted(shared)}
-        )
 
 
 class GHN(Generator):
@@ -188,6 +109,11 @@ class GHN(Generator):
         nodes = self.code_nodes(self.plan(model, example_inputs))
         return torch.stack([self.code(seed, member, nodes) for member in range(first, first + n)])
 
+    @plain_tensors()
+    def code(self, seed: int, member: int, nodes: int) -> Tensor:
+        """The noise code `[nodes, code]` of one member: N(0, I), reproducible from (seed, member)."""
+        return torch.randn(nodes, self.config.code, generator=stream(seed, "ghn-code", member))
+
     def predict(
         self, plan: DecodePlan, codes: Tensor, noise: Noise, *, anchor: float | None = None
     ) -> dict[str, Tensor]:
@@ -203,7 +129,7 @@ class GHN(Generator):
             Parameter name to `[M, *shape]`.
         """
         hidden = self.encoder(plan.table)
-        return self.decode(plan, _with_codes(hidden, codes), noise, anchor=anchor)
+        return self.decode(plan, with_codes(hidden, codes), noise, anchor=anchor)
 
     def decode(
         self, plan: DecodePlan, vectors: Tensor, noise: Noise, *, anchor: float | None = None
@@ -261,7 +187,7 @@ class GHN(Generator):
         if request.codes is not None:
             self._check_codes(request.codes, (len(members), self.code_nodes(plan), self.config.code))
         shapes = {name: plan.found[name].shape for group in plan.groups for name in group.names}
-        weights = _storage(shapes, len(members), like=hidden)
+        weights = storage(shapes, len(members), like=hidden)
         alike = self.kind_name == "ghn"  # the decode of member 0 does for all
         size = 1 if alike else max(1, min(MEMBERS_AT_ONCE, NUMBERS_AT_ONCE // max(plan.numel, 1)))
         decoded = range(1) if alike else members
@@ -270,7 +196,7 @@ class GHN(Generator):
             codes = torch.stack([self._code_of(member, members, request, plan).to(hidden) for member in block])
             rows = {block.index(member): decoded.index(member) for member in block if member in decoded}
             noise = [(request.seed, member) for member in block]
-            self._write(plan, _with_codes(hidden, codes), rows, noise, weights)
+            self._write(plan, with_codes(hidden, codes), rows, noise, weights)
         if alike:
             for value in weights.values():
                 value[1:] = value[0]
@@ -294,7 +220,7 @@ class GHN(Generator):
         self, plan: DecodePlan, vectors: Tensor, rows: dict[int, int], noise: list[tuple[int, int]],
         weights: dict[str, Tensor],
     ) -> None:  # fmt: skip
-        """What `decode` gives, bit for bit, written where it belongs: matrix after matrix, without temporaries.
+        """What `decode` gives, but for rounding, written where it belongs: target after target, without temporaries.
 
         Args:
             plan: of the architecture.
@@ -308,30 +234,19 @@ class GHN(Generator):
             node = self.decoder.targets(group, vectors)
             left, right = self.decoder.factors(group, node)
             spread = self.decoder.spread(group, node)
-            own, share = (part.tolist() for part in shares(group, right, spread, anchor=anchor, limit=limit))
+            own, share = shares(group, right, spread, anchor=anchor, limit=limit)
+            scale = (group.target_std * share * spread[..., 0]).tolist()
+            noise_scale = (group.target_std * own).tolist()
             if left is not None:
                 left = left.expand(*right.shape[:2], *left.shape[-2:])
             for index, (name, block) in enumerate(zip(group.names, group.blocks, strict=True)):
                 for row, member in rows.items():
-                    matrix = weights[name][member].unflatten(0, (-1, group.outputs))[block].flatten(1)
-                    if left is None:
-                        torch.mul(right[row, index], spread[row, index], out=matrix)
-                    else:
-                        torch.mm(left[row, index], right[row, index], out=matrix).mul_(spread[row, index])
-                    if anchor:
-                        seed, number = noise[row]
-                        draws = stream(seed, "ghn-noise", number, f"{name}[{block}]")
-                        for piece in _pieces(matrix.view(-1)):
-                            eps = torch.randn(len(piece), generator=draws)
-                            piece.mul_(share[row][index]).add_(eps.to(piece).mul_(own[row][index]))
-                            piece.mul_(group.target_std)
-                    else:
-                        matrix.mul_(group.target_std)
-
-    @plain_tensors()
-    def code(self, seed: int, member: int, nodes: int) -> Tensor:
-        """The noise code `[nodes, code]` of one member: N(0, I), reproducible from (seed, member)."""
-        return torch.randn(nodes, self.config.code, generator=stream(seed, "ghn-code", member))
+                    write(
+                        weights[name][member].unflatten(0, (-1, group.outputs))[block].flatten(1),
+                        None if left is None else left[row, index], right[row, index], scale=scale[row][index],
+                        noise_scale=noise_scale[row][index],
+                        draws=noise_stream(*noise[row], f"{name}[{block}]") if anchor else None,
+                    )  # fmt: skip
 
     def _proposal(self, plan: DecodePlan, request: Request, members: range, weights: dict[str, Tensor]) -> Proposal:
         proposal = Proposal()
@@ -351,64 +266,7 @@ class GHN(Generator):
         return proposal
 
 
-def interpolate_codes(first: Tensor, second: Tensor, shares: Sequence[float] | Tensor) -> Tensor:
-    """Codes on the way from one member to another along the great circle: all of them are as likely as the ends.
-
-    Between codes from N(0, I) the straight way leads through codes that are too short. Ends in one direction, between
-    which there is no circle, are joined by a straight line.
-
-    Args:
-        first, second: `[nodes, code]`, see `GHN.codes`.
-        shares: S numbers, 0 for the first code, 1 for the second.
-
-    Returns:
-        `[S, nodes, code]`, for `sample(codes=)`.
-    """
-    share = torch.as_tensor(shares, dtype=first.dtype, device=first.device)[:, None, None]
-    cosine = nn.functional.cosine_similarity(first.flatten(), second.flatten(), dim=0)
-    angle = torch.acos(cosine.double().clamp(-1, 1)).to(first)
-    if torch.sin(angle) < 1e-4:
-        return torch.lerp(first, second, share)
-    return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
-
-
 def _in_full_precision(device_type: str) -> AbstractContextManager:
     """Autocast that the caller may have switched on would round the weights."""
     known = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if known else nullcontext()
-
-
-def _with_codes(hidden: Tensor, codes: Tensor) -> Tensor:
-    """`[M, N, hidden + code]` from embeddings `[N, hidden]` and codes `[M, N or 1, code]`."""
-    return torch.cat(
-        [hidden.expand(len(codes), -1, -1), codes.to(hidden).expand(-1, len(hidden), -1)], dim=-1
-    )  # fmt: skip
-
-
-def _storage(shapes: dict[str, tuple[int, ...]], members: int, *, like: Tensor) -> dict[str, Tensor]:
-    """Memory for weights, name to `[members, *shape]`, in one array.
-
-    Large arrays of numpy lie on huge pages, which the operating system has ready in a quarter of the time.
-    """
-    sizes = [members * math.prod(shape) for shape in shapes.values()]
-    if like.device.type == "cpu" and like.dtype == torch.float32:
-        array = torch.from_numpy(np.empty(sum(sizes), dtype=np.float32))
-    else:
-        array = torch.empty(sum(sizes), dtype=like.dtype, device=like.device)
-    parts = zip(shapes.items(), array.split(sizes), strict=True)
-    return {name: part.view(members, *shape) for (name, shape), part in parts}
-
-
-def _pieces(values: Tensor) -> list[Tensor]:
-    """`[n]` in pieces such that draws piece by piece are those of the whole: torch draws normal numbers in sixteens."""
-    starts = range(0, max(len(values) - 15, 1), NUMBERS_IN_CACHE)
-    return [values[start:end] for start, end in zip(starts, [*starts[1:], len(values)], strict=True)]
-
-
-def _member_noise(seed: int, members: range) -> Noise:
-    def noise(name: str, shape: tuple[int, ...]) -> Tensor:
-        return torch.stack(
-            [torch.randn(shape[1:], generator=stream(seed, "ghn-noise", member, name)) for member in members]
-        )
-
-    return noise

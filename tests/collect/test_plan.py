@@ -15,7 +15,8 @@ from collect.plan import FEWEST, LONGEST, MOST, plan, read, save, saved_plans, s
 from collect.recipe import Recipe, run_ids
 from collect.runner import CollectError, collect
 from generators.errors import ConfigError, DataError, PowerhouseError, UnknownNameError, ZooError
-from generators.ghn.ghn import GHN, GHNConfig
+from generators.ghn.config import GHNConfig
+from generators.ghn.ghn import GHN
 
 TINY = Recipe(architecture="mlp-1-w4", epochs=1)
 

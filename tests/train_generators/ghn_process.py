@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from collect.data import ImageSet, load
-from generators.ghn.ghn import GHN, GHNConfig
+from generators.ghn.config import GHNConfig
+from generators.ghn.ghn import GHN
 from train_generators.ghn import fit
 from train_generators.ghn_config import GHNTrainingConfig
 from train_generators.ghn_step import gradients

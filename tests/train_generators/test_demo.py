@@ -11,7 +11,7 @@ import generators
 from collect.recipe import Recipe
 from collect.zoo import Zoo
 from generators.errors import ConfigError
-from generators.ghn.ghn import GHNConfig
+from generators.ghn.config import GHNConfig
 from train_generators.demo import FAMILIES, UNSEEN, ZOO, DemoConfig, demo, families
 from train_generators.ghn_config import GHNTrainingConfig
 from train_generators.vae import VAEConfig

@@ -17,7 +17,8 @@ from collect.recipe import Recipe
 from generators.checkpoint import load
 from generators.commandline import run
 from generators.errors import ConfigError, PowerhouseError
-from generators.ghn.ghn import GHN, GHNConfig
+from generators.ghn.config import GHNConfig
+from generators.ghn.ghn import GHN
 from generators.pointwise import HE
 from generators.seeds import stream
 from train_generators import cli, ghn_step

@@ -8,7 +8,8 @@ import torch
 import generators
 from collect import data
 from generators.errors import PowerhouseError
-from generators.ghn.ghn import GHN, GHNConfig
+from generators.ghn.config import GHNConfig
+from generators.ghn.ghn import GHN
 from train_generators.ghn import fit
 from train_generators.ghn_config import GHNTrainingConfig
 from train_generators.ghn_step import anchor_at

@@ -16,7 +16,8 @@ from collect.population import train
 from collect.recipe import Recipe
 from collect.zoo import Zoo
 from generators.errors import ConfigError
-from generators.ghn.ghn import GHN, GHNConfig
+from generators.ghn.config import GHNConfig
+from generators.ghn.ghn import GHN
 from generators.seeds import stream
 from train_generators.ghn import fit
 from train_generators.ghn_config import GHNTrainingConfig

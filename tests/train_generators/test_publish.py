@@ -10,7 +10,8 @@ import torch
 
 import generators
 from generators.errors import ConfigError
-from generators.ghn.ghn import GHN, GHNConfig
+from generators.ghn.config import GHNConfig
+from generators.ghn.ghn import GHN
 from train_generators.publish import publish
 
 SMALL = GHNConfig(hidden=16, heads=2, layers=1, rank=8, cells=8, width=8)

@@ -11,9 +11,10 @@ from torch import nn
 
 from generators import load, save
 from generators.errors import UnknownNameError
+from generators.ghn.config import GHNConfig
 from generators.ghn.decoder import DECODERS, Decoder, DecoderSettings, make_decoder
 from generators.ghn.encoder import ENCODERS
-from generators.ghn.ghn import GHN, GHNConfig
+from generators.ghn.ghn import GHN
 from generators.ghn.plan import Group
 from generators.statistics import measure
 

@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from collect.architectures import build
 from generators import init
+from generators.ghn.config import GHNConfig
 from generators.ghn.decoder import DECODERS
 from generators.ghn.encoder import ENCODERS
-from generators.ghn.ghn import GHN, GHNConfig, _member_noise
+from generators.ghn.ghn import GHN, _member_noise
 
 THERE = torch.device("lazy:0")  # one that torch knows and does not try to wake
 IMAGE = torch.zeros(1, 1, 8, 8)

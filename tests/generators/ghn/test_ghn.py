@@ -18,7 +18,9 @@ from collect.architectures import build
 from generators import init, load, save
 from generators.errors import CheckpointError, ConfigError
 from generators.ghn import ghn as module
-from generators.ghn.ghn import GHN, GHNConfig
+from generators.ghn.codes import interpolate_codes, member_noise
+from generators.ghn.config import GHNConfig
+from generators.ghn.ghn import GHN
 from generators.initialiser import Request
 from generators.inventory import inventory
 from generators.statistics import measure
@@ -99,7 +101,7 @@ def test_size_of_a_block_changes_no_weight(monkeypatch, numbers):
     plan = ghn.plan(model, IMAGE)
     codes = torch.stack([ghn.code(3, member, len(plan.table.features)) for member in range(9)])
     with torch.no_grad():
-        wanted = ghn.predict(plan, codes, module._member_noise(3, range(9)))
+        wanted = ghn.predict(plan, codes, member_noise(3, range(9)))
     for name, value in wanted.items():
         torch.testing.assert_close(states[name], value, rtol=1e-4, atol=1e-5)
 
@@ -177,7 +179,7 @@ def test_what_is_written_is_the_formula(name):
             for group in plan.groups:
                 decoded = ghn.decoder(group, vectors)[0]
                 for target, (key, block) in enumerate(zip(group.names, group.blocks, strict=True)):
-                    eps = module._member_noise(8, range(member, member + 1))(f"{key}[{block}]", (1, *group.shape))[0]
+                    eps = member_noise(8, range(member, member + 1))(f"{key}[{block}]", (1, *group.shape))[0]
                     wanted = group.target_std * (anchor * eps + math.sqrt(1 - anchor**2) * decoded[target])
                     rows = slice(block * group.outputs, (block + 1) * group.outputs)
                     atol = 1e-5 * group.target_std
@@ -400,7 +402,7 @@ def test_white_noise_stays_that_of_the_member_when_codes_are_given():
     ghn, model = GHN(NOISY), network()
     codes = ghn.codes(model, 1, seed=3).expand(2, -1, -1)
     states, (group, *_) = ghn.sample(model, 2, seed=3, codes=codes), ghn.plan(model).groups
-    own = module._member_noise(3, range(2))(f"{group.names[0]}[0]", (2, *group.shape))
+    own = member_noise(3, range(2))(f"{group.names[0]}[0]", (2, *group.shape))
     difference = group.target_std * ghn.config.anchor * (own[0] - own[1])
     torch.testing.assert_close(
         states[group.names[0]][0] - states[group.names[0]][1], difference, rtol=1e-3, atol=1e-5
@@ -429,13 +431,13 @@ def test_codes_that_do_not_fit():
 def test_interpolated_codes():
     """Ends exactly, equal angles on the way, lengths of codes (a straight way has 0.7 of it in the middle)."""
     first, second = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(4))
-    way = module.interpolate_codes(first, second, [0.0, 0.25, 0.5, 0.75, 1.0])
+    way = interpolate_codes(first, second, [0.0, 0.25, 0.5, 0.75, 1.0])
     torch.testing.assert_close(way[[0, -1]], torch.stack([first, second]))
     unit = nn.functional.normalize(way.flatten(1), dim=1)
     angles = torch.acos((unit[1:] * unit[:-1]).sum(1))
     assert angles.std() < 0.05 * angles.mean()
     assert way.flatten(1).norm(dim=1).min() > 0.95 * min(first.norm(), second.norm())
-    torch.testing.assert_close(module.interpolate_codes(first, 3 * first, [0.5])[0], 2 * first)
+    torch.testing.assert_close(interpolate_codes(first, 3 * first, [0.5])[0], 2 * first)
 
 
 @pytest.mark.parametrize("name", ["resnet-8-w4", "vit-2-w16"])
@@ -461,16 +463,6 @@ def test_stack_for_vmap_against_a_loop(name):
     for value in (*parameters.values(), *buffers.values()):
         value.detach().zero_()
     assert equal(model.state_dict(), before), "nothing of the stack is the model's own"
-
-
-def test_noise_in_pieces_is_the_noise_of_the_whole(monkeypatch):
-    """For every remainder: torch draws normal numbers in sixteens, and less than sixteen one by one."""
-    monkeypatch.setattr(module, "NUMBERS_IN_CACHE", 64)
-    for count in (*range(1, 20), *range(60, 84), 130, 1000):
-        whole = torch.randn(count, generator=torch.Generator().manual_seed(count))
-        generator = torch.Generator().manual_seed(count)
-        pieces = [torch.randn(len(piece), generator=generator) for piece in module._pieces(whole)]
-        assert torch.equal(torch.cat(pieces), whole), count
 
 
 # ---- where it runs -----------------------------------------------------------------------------------------------

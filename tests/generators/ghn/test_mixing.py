@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from generators.ghn.ghn import GHN, GHNConfig, _member_noise, _with_codes
+from generators.ghn.codes import member_noise, with_codes
+from generators.ghn.config import GHNConfig
+from generators.ghn.ghn import GHN
 from generators.ghn.mixing import largest_singular_value, shares
 from generators.ghn.plan import Group
 from generators.statistics import measure
@@ -78,7 +80,7 @@ def test_a_limit_keeps_half_of_the_stable_rank_of_he_on_wide_layers(decoder):
 
 @pytest.mark.parametrize("decoder", ["core", "block"])
 def test_what_is_written_is_what_decode_gives(decoder):
-    """With a limit that cuts some matrices and leaves others, bit for bit, two members at once."""
+    """With a limit that cuts some matrices and leaves others, two members at once."""
     ghn = GHN(replace(CONFIG, decoder=decoder, decoded_limit=1.0))
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 300, 3), nn.Flatten(), nn.Linear(300, 10))
     example = torch.zeros(1, 3, 5, 5)
@@ -87,8 +89,8 @@ def test_what_is_written_is_what_decode_gives(decoder):
     with torch.no_grad():
         members = range(2)
         codes = torch.stack([ghn.code(5, member, ghn.code_nodes(plan)) for member in members])
-        vectors = _with_codes(ghn.encoder(plan.table), codes)
-        found = ghn.decode(plan, vectors, _member_noise(5, members))
+        vectors = with_codes(ghn.encoder(plan.table), codes)
+        found = ghn.decode(plan, vectors, member_noise(5, members))
         cut = [share for target in plan.groups for share in ghn._shares(target, vectors, None)[1].flatten().tolist()]
     assert min(cut) < 0.6 < 0.71 < max(cut)
     for name, value in found.items():
@@ -103,5 +105,5 @@ def test_training_knows_no_limit():
     for ghn in (plain, limited):
         plan = ghn.plan(model, example)
         codes = torch.zeros(1, ghn.code_nodes(plan), 4)
-        made.append(ghn.predict(plan, codes, _member_noise(0, range(1)), anchor=0.7))
+        made.append(ghn.predict(plan, codes, member_noise(0, range(1)), anchor=0.7))
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
