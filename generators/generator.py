@@ -19,7 +19,8 @@ from generators.filling import check_model, check_spread, matrix_spreads, state_
 from generators.initialiser import Kind, Proposal, Request
 
 GENERATOR_KINDS: dict[str, str] = {
-    "conv-vae": "generators.local.conv_vae:ConvVAE",
+    "conv-vae": "generators.local.generator:LocalGenerator",
+    "linear-vae": "generators.local.generator:LocalGenerator",
     "ghn": "generators.ghn.ghn:GHN",
     "noise-ghn": "generators.ghn.ghn:GHN",
 }

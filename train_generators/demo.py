@@ -28,7 +28,7 @@ from generators.errors import ConfigError
 from train_generators import ghn, vae
 from train_generators.compare import CompareConfig, run
 from train_generators.ghn_config import NOISE, GHNTrainingConfig
-from train_generators.vae import VAEConfig
+from train_generators.vae_config import VAEConfig
 
 log = logging.getLogger(__name__)
 

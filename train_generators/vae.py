@@ -1,4 +1,4 @@
-"""Fit one convolutional VAE per weight group on the trained kernels of a zoo.
+"""Fit one slice model per weight group on the trained kernels of a zoo: local generators of every kind.
 
 What the card says of a group is measured on networks that had no part in the fit. Every step draws its batch from a
 stream of its own, so a fit that was killed goes on from its last state and ends with the same bits.
@@ -7,19 +7,17 @@ stream of its own, so a fit that was killed goes on from its last state and ends
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.table import Table
-from torch import Tensor
 
 from collect.durable import durable
 from collect.provenance import versions
@@ -27,78 +25,19 @@ from collect.zoo import Zoo
 from generators.checkpoint import save
 from generators.commandline import progress
 from generators.errors import CollapseError, ConfigError, ZooError
-from generators.local.conv_vae import ConvVAE, ConvVAEConfig
-from generators.local.fidelity import active_units, match
+from generators.local.generator import SLICE_MODELS, LocalGenerator
 from generators.local.groups import GroupKey
-from generators.local.slice_vae import SliceVAE
-from generators.seeds import derive, stream
+from generators.seeds import derive
 from train_generators.slices import GroupData, read_groups
 from train_generators.tracking import Track, Tracker
 from train_generators.training_state import load_state, save_state
+from train_generators.vae_config import VAEConfig
+from train_generators.vae_group import SliceBatches, finish, steps
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 50  # steps
-JUDGED = 1 << 15  # slices drawn to judge a group
-RATIO_BOUNDS = (0.5, 2.0)  # second moment of samples over the data's, before calibration; a fit outside has failed
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """How the VAEs are fitted.
-
-    Attributes:
-        steps: Optimiser steps per weight group.
-        batch_size: Slices per step.
-        lr: Highest learning rate of Adam; rises over the first 50 steps, then falls to 0 linearly.
-        warm_up: Share of the steps over which the weight of the KL term rises from 0 to 1.
-        seed: Of the first weights, batches and posterior samples.
-        init: Only networks that started from this initialiser are used, lest a generator be fitted on its own
-            offspring; "any" uses all.
-        depth_buckets: Into how many parts of equal depth networks are divided.
-        patch: Length of the row patches of 1x1 convolutions and linear layers.
-        latent: Latent units of a group at most; never more than a slice has weights.
-        channels: Channels of the encoder's and decoder's maps.
-        hidden: Channels between these maps and the latents.
-        noise_bounds: Least and largest decoder variance, as shares of the data's variance.
-        scale: Spread of a generated tensor: "he" (the He std of its fan-in), "zoo" (as far from He's as the tensors of
-            the group in the zoo are), "none" (that of the zoo, whatever the fan-in).
-        slices_per_tensor: Slices used of one tensor at most, chosen at random.
-        least_slices: Groups with fewer training slices are left out, and the card says so.
-        save_every: Steps between two states to resume from.
-        name: What reports call the generator.
-    """
-
-    steps: int = 400
-    batch_size: int = 128
-    lr: float = 1e-2
-    warm_up: float = 0.3
-    seed: int = 0
-    init: str = "he"
-    depth_buckets: int = 3
-    patch: int = 8
-    latent: int = 64
-    channels: int = 16
-    hidden: int = 64
-    noise_bounds: tuple[float, float] = (1e-3, 0.25)
-    scale: Literal["he", "zoo", "none"] = "he"
-    slices_per_tensor: int = 4096
-    least_slices: int = 256
-    save_every: int = 200
-    name: str = "conv-vae"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "slices_per_tensor", "least_slices", "save_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.lr > 0 or not 0 <= self.warm_up <= 1:
-            raise ConfigError(f"lr must be above 0 and warm_up in [0, 1], got {self.lr} and {self.warm_up}")
-        self.generator(())
-
-    def generator(self, groups: tuple[str, ...]) -> ConvVAEConfig:
-        """The configuration of the generator that is fitted."""
-        shared = {each.name for each in dataclasses.fields(ConvVAEConfig)} & set(asdict(self))
-        return ConvVAEConfig(groups=groups, **{name: getattr(self, name) for name in shared})
+DEFAULT = VAEConfig()
 
 
 def _choose(zoo: Zoo, config: VAEConfig) -> tuple[dict[GroupKey, GroupData], dict[str, str], Zoo]:
@@ -121,6 +60,7 @@ def _choose(zoo: Zoo, config: VAEConfig) -> tuple[dict[GroupKey, GroupData], dic
         for key, data in groups.items()
         if data.count < config.least_slices
     }
+    skipped |= {str(key): f"slices of {len(key.shape)} axes, not 2" for key in groups if len(key.shape) != 2}
     usable = {key: data for key, data in groups.items() if str(key) not in skipped}
     if not usable:
         raise ZooError(
@@ -128,78 +68,6 @@ def _choose(zoo: Zoo, config: VAEConfig) -> tuple[dict[GroupKey, GroupData], dic
             f"({skipped}); collect more networks, or lower --least-slices"
         )
     return usable, skipped, chosen
-
-
-def judge(vae: SliceVAE, data: GroupData, *, seed: int, label: str) -> dict[str, Any]:
-    """How samples of a group's VAE match slices of held-out networks (of the training ones if none is held out).
-
-    Returns:
-        The figures of `generators.local.fidelity.match`, of the same for the training slices as far as the data allow
-        (`covariance_error_train`), and counts. `held_out_runs` 0 says that the training slices were the measure.
-    """
-    train = torch.cat(data.train)
-    reference = torch.cat(data.held_out) if data.held_out else train
-    drawn = vae.draw(JUDGED, stream(seed, "judge", label))
-    with torch.no_grad():
-        means, _ = vae.encode(vae.standardised(reference))
-    return {
-        **match(drawn, reference),
-        "covariance_error_train": match(train, reference)["covariance_error"],
-        "active_units": active_units(means),
-        "latent_units": vae.latent,
-        "noise_share": vae.noise.mean().item(),
-        "zoo_gain": data.gain,
-        "train_slices": len(train),
-        "train_runs": len(data.train_runs),
-        "held_out_slices": sum(map(len, data.held_out)),
-        "held_out_runs": len(data.held_out_runs),
-    }
-
-
-def _finish(key: GroupKey, vae: SliceVAE, data: GroupData, config: VAEConfig) -> dict[str, Any]:
-    """Settle, check and calibrate a fitted group; its figures.
-
-    Raises:
-        CollapseError: the latents carry nothing, or the spread of samples is far from the data's.
-    """
-    train = torch.cat(data.train)
-    some = vae.standardised(train[torch.randperm(len(train), generator=stream(config.seed, "settle", str(key)))[:8192]])
-    draws = torch.randn(len(some), vae.latent, generator=stream(config.seed, "settle draws", str(key)))
-    with torch.no_grad():
-        vae.settle(some, draws)
-    ratio = match(vae.draw(JUDGED, stream(config.seed, "raw", str(key))), train)["second_moment_ratio"]
-    active = active_units(vae.encode(some)[0].detach())
-    if active == 0 or not RATIO_BOUNDS[0] <= ratio <= RATIO_BOUNDS[1]:
-        raise CollapseError(
-            f"weight group {key} ({data.count} {key.slices}) has collapsed: {active} of {vae.latent} latent units are "
-            f"active, and the second moment of its samples is {ratio:.3g} of the data's; nothing was saved. "
-            "Use more --steps or another --lr"
-        )
-    if not data.held_out:
-        log.warning("weight group %s: no network is held out, so it is judged on those it was fitted on", key)
-    vae.calibrate(train, stream(config.seed, "calibrate", str(key)))
-    vae.zoo_gain.fill_(data.gain)
-    vae.zoo_std.fill_(data.std)
-    return {**judge(vae, data, seed=config.seed, label=str(key)), "second_moment_ratio_raw": ratio}
-
-
-def _steps(
-    key: GroupKey, vae: SliceVAE, slices: Tensor, optimiser: torch.optim.Optimizer, config: VAEConfig, first: int
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Train one group from step `first` of `config.steps`; yields (steps done, parts of the loss)."""
-    for step in range(first, config.steps):
-        draws = stream(config.seed, "step", str(key), step)
-        batch = slices[torch.randint(len(slices), (config.batch_size,), generator=draws)]
-        noise = torch.randn(config.batch_size, vae.latent, generator=draws)
-        rate = config.lr * min(1.0, (step + 1) / 50) * (1.0 - step / config.steps)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        beta = min(1.0, (step + 1) / max(config.warm_up * config.steps, 1.0))
-        loss, parts = vae.loss(batch, noise, beta=beta)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        yield step + 1, {"loss": loss.detach(), **parts}
 
 
 def fit(
@@ -211,8 +79,8 @@ def fit(
     project: str = "powerhouse",
     quiet: bool = False,
     on_step: Callable[[float], object] | None = None,
-) -> ConvVAE:
-    """Fit the VAEs and save the generator as a checkpoint in `out`. Called again after a kill, it goes on.
+) -> LocalGenerator:
+    """Fit the slice models and save the generator as a checkpoint in `out`. Called again after a kill, it goes on.
 
     Args:
         zoo: folder of a zoo, or an opened one (or a view of it).
@@ -234,7 +102,7 @@ def fit(
     """
     zoo = zoo if isinstance(zoo, Zoo) else Zoo(zoo)
     groups, skipped, chosen = _choose(zoo, config)
-    generator = ConvVAE(config.generator(tuple(map(str, groups))), name=config.name)
+    generator = LocalGenerator(config.generator(tuple(map(str, groups))), name=config.name)
     facts = _facts(chosen, config, skipped)
     fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     folder = Path(out) / "training"
@@ -246,7 +114,7 @@ def fit(
         with durable(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(asdict(config), indent=1, sort_keys=True))
 
-    bar = contextlib.nullcontext() if quiet else progress("fitting VAEs", config.steps * len(groups))
+    bar = contextlib.nullcontext() if quiet else progress(f"fitting {generator.name}", config.steps * len(groups))
     tracker = Tracker(folder, track=track, project=project, config=asdict(config), resumed_at=done or None)
     with _forgotten_if_collapsed(folder / "state.safetensors"), tracker, bar as shown:
         share = 1 / len(groups) if on_step else 1.0
@@ -256,14 +124,14 @@ def fit(
             before = index * config.steps
             if done >= before + config.steps:
                 continue
-            vae = generator.vae(key)
-            optimiser = torch.optim.Adam(vae.parameters(), fused=True)
+            model = generator.model(key)
+            optimiser = torch.optim.Adam(model.parameters(), fused=True)
             if done > before:
                 optimiser.load_state_dict(state["optimiser"])
             else:
-                vae.standardise(torch.cat(data.train))
-            slices = vae.standardised(torch.cat(data.train))
-            for step, parts in _steps(key, vae, slices, optimiser, config, max(done - before, 0)):
+                model.standardise(torch.cat(data.train))
+            examples = SliceBatches(model, data.train)
+            for step, parts in steps(key, model, examples, optimiser, config, first=max(done - before, 0)):
                 advance(share)
                 if step % LOG_EVERY == 0 or step == config.steps:
                     values = {name: value.mean().item() for name, value in parts.items()}
@@ -271,7 +139,7 @@ def fit(
                         raise CollapseError(f"weight group {key}: the loss is not finite at step {step}; lower --lr")
                     tracker.log(before + step, group=str(key), **values)
                 if step == config.steps:
-                    metrics[str(key)] = _finish(key, vae, data, config)
+                    metrics[str(key)] = finish(key, model, data, config)
                 if step % config.save_every == 0 or step == config.steps:
                     held = {"generator": generator.state_dict(), "optimiser": optimiser.state_dict()}
                     saved = {"step": before + step, "metrics": metrics, "fingerprint": fingerprint}
@@ -295,9 +163,9 @@ def _facts(chosen: Zoo, config: VAEConfig, skipped: dict[str, str]) -> dict[str,
     """What the card says besides the figures; also what a training must agree on to be resumed."""
     runs = sorted(run["id"] for run in chosen.runs)
     return {
-        "kind": "conv-vae",
-        "summary": "one convolutional VAE per weight group (kernel size, role, depth)",
-        "paper": "arXiv 2310.16695",
+        "kind": config.kind,
+        "summary": SLICE_MODELS[config.kind].summary,
+        "paper": SLICE_MODELS[config.kind].paper,
         "licence": "Apache-2.0",
         "data": ", ".join(sorted({run["data"] for run in chosen.runs})),
         "zoo": {
@@ -328,7 +196,7 @@ def _resume(path: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str, Any
     return tensors, meta
 
 
-def _table(generator: ConvVAE) -> Table:
+def _table(generator: LocalGenerator) -> Table:
     """What was measured per group, for the screen."""
     table = Table(
         title=f"{generator.name}: samples against networks that had no part in the fit",
@@ -344,17 +212,17 @@ def _table(generator: ConvVAE) -> Table:
 
 
 def main(
-    zoo: Path, out: Path, config: VAEConfig = VAEConfig(), *, track: Track = "none", project: str = "powerhouse"
+    zoo: Path, out: Path, config: VAEConfig = DEFAULT, *, track: Track = "none", project: str = "powerhouse"
 ) -> None:  # fmt: skip
-    """Fit one VAE per weight group on the kernels of a zoo, and save the generator.
+    """Fit one slice model per weight group on the kernels of a zoo, and save the generator.
 
-    Example: python -m train_generators vae --zoo runs/zoo --out runs/conv-vae --steps 1000
+    Example: python -m train_generators vae --kind linear-vae --zoo runs/zoo --out runs/linear-vae --steps 1000
 
     Args:
         zoo: Folder of a zoo, made by `python -m collect run`.
         out: Folder of the checkpoint. Given again after a kill, the fit goes on; use it with
             `python -m generators init --with OUT`.
-        config: How the VAEs are fitted.
+        config: How the slice models are fitted.
         track: Also log to Weights & Biases; set WANDB_MODE=offline to do so without an account.
         project: The wandb project.
     """

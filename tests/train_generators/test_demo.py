@@ -14,7 +14,7 @@ from generators.errors import ConfigError
 from generators.ghn.config import GHNConfig
 from train_generators.demo import FAMILIES, UNSEEN, ZOO, DemoConfig, demo, families
 from train_generators.ghn_config import GHNTrainingConfig
-from train_generators.vae import VAEConfig
+from train_generators.vae_config import VAEConfig
 
 SMALL = {"hidden": 16, "heads": 2, "layers": 1, "rank": 8, "cells": 8, "width": 8}
 

@@ -20,7 +20,8 @@ from generators.checkpoint import load
 from generators.errors import CollapseError, ConfigError, ZooError
 from train_generators import cli
 from train_generators.tracking import read_log
-from train_generators.vae import VAEConfig, fit
+from train_generators.vae import fit
+from train_generators.vae_config import VAEConfig
 
 QUICK = VAEConfig(steps=120, save_every=40, least_slices=200)
 
@@ -88,7 +89,7 @@ def test_it_initialises_an_architecture_and_width_that_no_zoo_had(fitted):
 def test_done_again_it_trains_nothing_and_writes_the_same_bytes(fitted, folder, monkeypatch):
     _, out = fitted
     before = contents(out)
-    monkeypatch.setattr("train_generators.vae._steps", None)
+    monkeypatch.setattr("train_generators.vae.steps", None)
     fit(folder, QUICK, out, quiet=True)
     assert contents(out) == before
 
@@ -96,7 +97,8 @@ def test_done_again_it_trains_nothing_and_writes_the_same_bytes(fitted, folder, 
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
-from train_generators.vae import VAEConfig, fit
+from train_generators.vae import fit
+from train_generators.vae_config import VAEConfig
 fit(sys.argv[1], VAEConfig(steps=120, save_every=40, least_slices=200), sys.argv[2], quiet=True)
 """
 

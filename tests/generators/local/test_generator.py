@@ -1,4 +1,4 @@
-"""The conv VAE as an initialiser: every tensor accounted for, known spread, members that are the same bits anywhere."""
+"""Local generators as initialisers: every tensor accounted for, known spread, members the same bits anywhere."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from generators.checkpoint import load, save
 from generators.errors import ConfigError, UnknownNameError
 from generators.filling import init
 from generators.inventory import inventory
-from generators.local.conv_vae import ConvVAE, ConvVAEConfig
+from generators.local.config import LocalConfig
 from generators.local.fidelity import match
+from generators.local.generator import LocalGenerator
+from generators.local.slice_model import Layer
 from generators.seeds import stream
 
 GROUPS = ("conv_weight-3x3-0", "conv_weight-3x3-2", "matrix-1x8-1")
@@ -30,15 +32,15 @@ def smooth(count: int, shape: tuple[int, int]) -> torch.Tensor:
     return slices / slices.square().mean().sqrt()
 
 
-def generator(groups: tuple[str, ...] = GROUPS, **options) -> ConvVAE:
+def generator(groups: tuple[str, ...] = GROUPS, **options) -> LocalGenerator:
     """A generator whose moments are those of `smooth`; the networks are not fitted."""
-    made = ConvVAE(ConvVAEConfig(groups, channels=4, hidden=8, **options))
+    made = LocalGenerator(LocalConfig(groups=groups, channels=4, hidden=8, **options))
     for key in made.keys:
-        vae = made.vae(key)
-        vae.standardise(smooth(4000, key.shape))
-        vae.calibrate(smooth(4000, key.shape), stream(0, "calibrate"))
-        vae.zoo_gain.fill_(1.5)
-        vae.zoo_std.fill_(0.25)
+        model = made.model(key)
+        model.standardise(smooth(4000, key.shape))
+        model.calibrate(smooth(4000, key.shape), [Layer(1 << 15)], stream(0, "calibrate"))
+        model.zoo_gain.fill_(1.5)
+        model.zoo_std.fill_(0.25)
     return made.eval()
 
 
@@ -172,6 +174,7 @@ def network_without_draws() -> nn.Module:
     ("options", "message"),
     [
         (dict(scale="hee"), "did you mean 'he'"),
+        (dict(kind="conv-vea"), "unknown kind 'conv-vea': did you mean 'conv-vae'"),
         (dict(latent=0), "latent must be at least 1"),
         (dict(noise_bounds=(0.5, 0.1)), "noise_bounds"),
         (dict(groups=("conv_weight-3-0",)), "two axes"),
@@ -180,7 +183,7 @@ def network_without_draws() -> nn.Module:
 )
 def test_configurations_that_make_no_sense(options, message):
     with pytest.raises((ConfigError, UnknownNameError), match=message):
-        ConvVAEConfig(**{"groups": GROUPS, **options})
+        LocalConfig(**{"groups": GROUPS, **options})
 
 
 def test_layers_without_weights_and_odd_widths():
@@ -188,3 +191,25 @@ def test_layers_without_weights_and_odd_widths():
     report = init(model, generator(), seed=0)
     assert {"0.weight", "1.weight", "2.weight"} <= report.generated.keys()
     assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_the_published_conv_vae_draws_what_its_weights_say():
+    """A checkpoint from before there were other kinds, against its formulas written out on the plain tensors."""
+    made = load("conv-vae-digits")
+    assert made.kind_name == made.config.kind == "conv-vae"
+    weight = made.sample(nn.Sequential(nn.Conv2d(3, 70, 3), nn.Linear(1, 2)), 2, seed=4)["0.weight"][1]
+    tensors = {
+        name.removeprefix("groups.conv_weight-3x3-0."): value
+        for name, value in made.state_dict().items()
+        if name.startswith("groups.conv_weight-3x3-0.")
+    }
+
+    def layer(number: int, values: torch.Tensor) -> torch.Tensor:
+        return values @ tensors[f"decoder.{number}.weight"].T + tensors[f"decoder.{number}.bias"]
+
+    silu = nn.functional.silu
+    latents, noise = torch.randn(256, 18, generator=stream(4, "conv-vae", 1, "0.weight"))[:210].split(9, dim=1)
+    maps = silu(layer(2, silu(layer(0, latents)))).unflatten(1, (9, 16))
+    slices = layer(7, silu(layer(5, maps)))[..., 0] + noise * tensors["noise"].sqrt()
+    expected = (tensors["shift"] + slices @ tensors["colour"].T) / tensors["unit_std"] * (2 / 27) ** 0.5
+    assert torch.allclose(weight.reshape(210, 9), expected, atol=1e-6)

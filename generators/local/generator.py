@@ -1,0 +1,100 @@
+"""Local generators: one slice model per weight group, as an initialiser for any model.
+
+After arXiv 2310.16695 (one model of 3x3 slices per layer of one ResNet-20), with what that leaves out: groups by slice
+shape and depth instead of layer index, a learned decoder variance (`generators.local.slice_model`), the decoder's noise
+in the samples, layers rescaled to a spread that fits their fan-in, and the same fallback for the same layers whatever
+the kind.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from generators.generator import Generator
+from generators.initialiser import Kind, Proposal, Request
+from generators.inventory import ParameterInfo
+from generators.local.config import LocalConfig, LocalKind
+from generators.local.groups import GroupKey, group_key, nearest
+from generators.local.slice_model import Layer, SliceModel
+from generators.local.vae import ConvVAE, LinearVAE
+from generators.pointwise import HE
+from generators.seeds import derive, stream
+
+SLICE_MODELS: dict[LocalKind, type[SliceModel]] = {
+    "conv-vae": ConvVAE,
+    "linear-vae": LinearVAE,
+}
+"""Kind of a local generator, also in `generators.generator.GENERATOR_KINDS` -> the model of its slices."""
+
+
+class LocalGenerator(Generator):
+    """Draws convolution kernels and row patches of matrices; leaves the rest, and the output layer, to He.
+
+    Args:
+        config: what it is made of.
+        name, card: see `Generator`. `train_generators.vae.fit` puts what it measured per group into
+            `card["metrics"]`.
+    """
+
+    Config = LocalConfig
+    kind = Kind.LOCAL
+    config: LocalConfig
+
+    def __init__(self, config: LocalConfig, *, name: str = "", card: dict | None = None) -> None:
+        super().__init__(config, name=name, card=card)
+        self.keys = tuple(GroupKey.parse(text) for text in config.groups)
+        self.groups = nn.ModuleDict()
+        for key in self.keys:
+            with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
+                torch.default_generator.manual_seed(derive(config.seed, config.kind, str(key)))
+                self.groups[str(key)] = SLICE_MODELS[config.kind](key.shape, config)
+
+    @property
+    def kind_name(self) -> str:
+        return self.config.kind
+
+    def model(self, key: GroupKey) -> SliceModel:
+        """The slice model of a weight group."""
+        return cast(SliceModel, self.groups[str(key)])
+
+    def group_of(self, info: ParameterInfo) -> tuple[GroupKey | None, str]:
+        """The weight group that serves a parameter and how it was chosen; None and the reason if none does."""
+        sizes = dict(patch=self.config.patch, depth_buckets=self.config.depth_buckets)
+        key = group_key(info.role, info.shape, info.depth, **sizes)
+        if key is None:
+            return None, f"{self.name} models kernels and matrices only"
+        if info.output:
+            return None, f"{self.name} leaves the output layer to He"
+        found = nearest(key, self.keys)
+        if found is None:
+            known = ", ".join(sorted({known.slices for known in self.keys})) or "nothing"
+            return None, f"{self.name} was fitted on no {key.slices}, only on {known}"
+        return found, f"{self.name}: {found}" + ("" if found == key else f", the nearest in depth to {key}")
+
+    def scaled(self, slices: Tensor, model: SliceModel, info: ParameterInfo) -> Tensor:
+        """Slices of unit second moment brought to the spread that `config.scale` names."""
+        factor = {
+            "he": info.he_std / model.unit_std,
+            "zoo": info.he_std * model.zoo_gain,
+            "none": model.zoo_std,
+        }[self.config.scale]
+        return slices * factor
+
+    @torch.no_grad()
+    def propose(self, model: nn.Module, request: Request) -> Proposal:
+        """Values for every parameter; the draws of a tensor depend on seed, member and its name only."""
+        proposal = Proposal()
+        for info in request.inventory:
+            key, how = self.group_of(info)
+            if key is None:
+                HE.fill(proposal, info, request, because=how)
+                continue
+            slices = self.model(key)
+            draws = stream(request.seed, self.kind_name, request.member, info.name)
+            values = self.scaled(slices.draw(Layer.of(key, info.shape, info.depth), draws), slices, info)
+            proposal.values[info.name] = key.join(values, info.shape).cpu()
+            proposal.sources[info.name] = how
+        return proposal
