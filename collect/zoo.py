@@ -226,15 +226,15 @@ class Zoo:
         """
         ids, architectures = iter(self.column("id").tolist()), iter(self.column("architecture").tolist())
         for population in self.populations:
-            depths = dict(zip(population.layout, _depths(population.layout), strict=True))
-            chosen = [(spec, depths[spec]) for spec in matching(population.layout, role=role, kernel=kernel)]
+            places = dict(zip(population.layout, depths(population.layout), strict=True))
+            chosen = [(spec, places[spec]) for spec in matching(population.layout, role=role, kernel=kernel)]
             for values, run, architecture in zip(population.state(checkpoint), ids, architectures, strict=False):
                 for spec, depth in chosen:
                     tensor = values[spec.offset : spec.offset + spec.length].reshape(spec.shape)
                     yield run, architecture, spec, depth, tensor
 
 
-def _depths(layout: tuple[TensorSpec, ...]) -> list[float]:
+def depths(layout: tuple[TensorSpec, ...]) -> list[float]:
     """Position of the owner of every tensor among all owners, 0 to 1, as `generators.inventory` counts it."""
     owners = [spec.name.rpartition(".")[0] for spec in layout]
     order = {owner: index for index, owner in enumerate(dict.fromkeys(owners))}

@@ -1,89 +1,161 @@
 """Slices of a zoo's trained tensors by weight group: what local generators are fitted on.
 
 Every tensor is divided by its root mean square and cut into slices, so that a group holds the shapes of kernels; how
-large a layer's kernels are is set when they are used. Networks are split, never slices.
+large a layer's kernels are is set when they are used. Networks are split, never slices. The slices stay in the zoo's
+files (`train_generators.slice_source`).
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import math
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from collect.zoo import Zoo
-from generators.inventory import MATRIX_ROLES, Role
+from collect.flat import MAPS
+from collect.zoo import Zoo, depths
+from generators.inventory import Role
 from generators.local.groups import GroupKey, group_key
-from generators.seeds import stream
+from train_generators.slice_source import Slices, TensorStack, check_fraction
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class GroupData:
-    """Slices of one weight group, tensors divided by their root mean square; N slices `[h, w]` on each side."""
+@dataclass(frozen=True)
+class SliceGroup:
+    """The slices of one weight group, on both sides of the split.
 
-    train: list[Tensor] = field(default_factory=list)
-    held_out: list[Tensor] = field(default_factory=list)
-    train_runs: set[str] = field(default_factory=set)
-    held_out_runs: set[str] = field(default_factory=set)
-    powers: list[tuple[float, float]] = field(default_factory=list)  # of training tensors: mean square, He's
+    Attributes:
+        train: of the networks that a generator is fitted on.
+        held_out: of the others.
+    """
 
-    def add(self, slices: Tensor, *, run: str, held_out: bool, power: float, he_power: float) -> None:
-        (self.held_out if held_out else self.train).append(slices)
-        (self.held_out_runs if held_out else self.train_runs).add(run)
-        if not held_out:
-            self.powers.append((power, he_power))
-
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.train))
+    train: Slices
+    held_out: Slices
 
     @property
     def gain(self) -> float:
-        """Root mean square of the training tensors over He's."""
-        return math.sqrt(sum(power / he for power, he in self.powers) / len(self.powers))
+        """Root mean square of the training tensors over He's, each tensor once; NaN if no fan-in is known."""
+        return _root_mean(power * stack.fan_in / 2 for stack, power in self._powers())
 
     @property
     def std(self) -> float:
-        """Root mean square of the training tensors."""
-        return math.sqrt(sum(power for power, _ in self.powers) / len(self.powers))
+        """Root mean square of the training tensors, each tensor once."""
+        return _root_mean(power for _, power in self._powers())
+
+    def _powers(self) -> Iterator[tuple[TensorStack, float]]:
+        return ((stack, power) for stack in self.train.stacks for power in stack.powers)
+
+
+def _root_mean(powers: Iterator[float]) -> float:
+    found = list(powers)
+    return math.sqrt(sum(found) / len(found)) if found else math.nan
+
+
+def open_groups(
+    zoo: Zoo, *, patch: int, depth_buckets: int, slices_per_tensor: int, prune: float = 0.0
+) -> dict[GroupKey, SliceGroup]:
+    """The slices of a zoo by weight group, output layers left out. Reads every weight once, and keeps none.
+
+    Args:
+        zoo: the runs to use. Those whose split is "train" are for training (`Zoo.split_of`), all others are held out.
+        patch: length of the row patches of matrices.
+        depth_buckets: into how many parts of equal depth networks are divided.
+        slices_per_tensor: a tensor counts as one of so many slices at most.
+        prune: share of the slices of every tensor to leave out, those of the smallest norm (`Slices.pruned`).
+
+    Raises:
+        ConfigError: `prune` is not in [0, 1).
+    """
+    check_fraction(prune)
+    stacks: dict[GroupKey, list[TensorStack]] = defaultdict(list)
+    populations, runs = zoo.populations, zoo.column("id").tolist()
+    mapped = functools.lru_cache(maxsize=MAPS)(lambda number: np.asarray(populations[number].place.state(-1)))
+    ends = itertools.accumulate(map(len, populations))
+    for number, (population, end) in enumerate(zip(populations, ends, strict=True)):
+        networks = tuple(runs[end - len(population) : end])
+        for spec, depth in zip(population.layout, depths(population.layout), strict=True):
+            role, shape = Role(spec.role), tuple(spec.shape)
+            if depth == 1.0 and role is not Role.CONV_WEIGHT:
+                continue  # a linear layer that owns the last parameters is the classifier
+            key = group_key(role, shape, depth, patch=patch, depth_buckets=depth_buckets)
+            if key is not None:
+                stack = TensorStack(
+                    functools.partial(mapped, number), networks, population.rows, spec.name, shape, spec.offset,
+                    depth=depth, fan_in=math.prod(shape[1:]), key=key,
+                )  # fmt: skip
+                stacks[key].append(stack)
+    training = {run for run in runs if zoo.split_of(run) == "train"}
+    return gather(stacks, training, slices_per_tensor=slices_per_tensor, prune=prune)
+
+
+def gather(
+    stacks: Mapping[GroupKey, Sequence[TensorStack]],
+    training: Collection[str],
+    *,
+    slices_per_tensor: int,
+    prune: float = 0.0,
+) -> dict[GroupKey, SliceGroup]:
+    """Measure the tensors, leave out those that are all zero or not finite, and split by network.
+
+    Args:
+        stacks: the tensors of every group.
+        training: the networks to fit on; all others are held out.
+        slices_per_tensor, prune: as for `open_groups`.
+    """
+    groups = {}
+    for key in sorted(stacks):
+        usable = [_usable(stack.measured(prune)) for stack in stacks[key] if stack.count]
+        slices = Slices(key, [stack for stack in usable if stack.networks], per_tensor=slices_per_tensor)
+        if len(slices):
+            train = [network for network in slices.networks if network in training]
+            held_out = [network for network in slices.networks if network not in training]
+            groups[key] = SliceGroup(slices.of(train), slices.of(held_out))
+    return groups
+
+
+def _usable(stack: TensorStack) -> TensorStack:
+    """The networks in which the tensor has a root mean square to divide by."""
+    for network, power, scale in zip(stack.networks, stack.powers, stack.scales, strict=True):
+        if not scale:
+            reason = "not finite" if not math.isfinite(power) else "all zero"
+            log.warning("run %s: %s is %s and is left out", network, stack.name, reason)
+    return stack.of([index for index, scale in enumerate(stack.scales) if scale])
+
+
+@dataclass
+class GroupData:
+    """The slices of one weight group in RAM, tensor by tensor; N slices `[h, w]` on each side."""
+
+    train: list[Tensor]
+    held_out: list[Tensor]
+    train_runs: set[str]
+    held_out_runs: set[str]
+    count: int
+    gain: float
+    std: float
 
 
 def read_groups(
     zoo: Zoo, *, patch: int, depth_buckets: int, slices_per_tensor: int, seed: int
 ) -> dict[GroupKey, GroupData]:
-    """The slices of a zoo by weight group, output layers left out.
-
-    Args:
-        zoo: the runs to use.
-        patch: length of the row patches of matrices.
-        depth_buckets: into how many parts of equal depth networks are divided.
-        slices_per_tensor: slices kept of one tensor at most, chosen at random.
-        seed: of this choice.
-    """
-    groups: dict[GroupKey, GroupData] = {}
-    for run, _, spec, depth, values in zoo.tensors():
-        role = Role(spec.role)
-        if role not in MATRIX_ROLES or (depth == 1.0 and role is not Role.CONV_WEIGHT):
-            continue  # a linear layer that owns the last parameters is the classifier
-        key = group_key(role, tuple(spec.shape), depth, patch=patch, depth_buckets=depth_buckets)
-        if key is None or len(key.shape) != 2:
-            continue
-        tensor = torch.from_numpy(values.copy())
-        power = tensor.square().mean().item()
-        if not 0 < power < math.inf:
-            log.warning("run %s: %s is %s and is left out", run, spec.name, "all zero" if power == 0 else "not finite")
-            continue
-        slices = key.cut(tensor / math.sqrt(power))
-        if len(slices) > slices_per_tensor:
-            order = torch.randperm(len(slices), generator=stream(seed, "slices", run, spec.name))
-            slices = slices[order[:slices_per_tensor]]
-        if len(slices):
-            groups.setdefault(key, GroupData()).add(
-                slices, run=run, held_out=zoo.split_of(run) != "train", power=power,
-                he_power=2.0 / math.prod(spec.shape[1:]),
-            )  # fmt: skip
-    return {key: groups[key] for key in sorted(groups)}
+    """`open_groups` with all slices in RAM, whatever their number; `seed` chooses those of large tensors."""
+    groups = open_groups(zoo, patch=patch, depth_buckets=depth_buckets, slices_per_tensor=slices_per_tensor)
+    return {
+        key: GroupData(
+            train=[tensor.slices for tensor in group.train.tensors(seed=seed)],
+            held_out=[tensor.slices for tensor in group.held_out.tensors(seed=seed)],
+            train_runs=set(group.train.networks),
+            held_out_runs=set(group.held_out.networks),
+            count=len(group.train),
+            gain=group.gain,
+            std=group.std,
+        )
+        for key, group in groups.items()
+    }

@@ -53,26 +53,29 @@ class GroupKey:
         """What the group holds, for people: "3x3 kernels" or "row patches of 8"."""
         return f"row patches of {self.shape[1]}" if self.patches else f"{'x'.join(map(str, self.shape))} kernels"
 
+    def lines(self, tensor_shape: tuple[int, ...]) -> tuple[int, int]:
+        """How the numbers of a tensor lie: in so many lines of so many numbers, each of which is cut on its own.
+
+        A line is a kernel, or a row of a matrix.
+        """
+        axes = 1 if self.patches else 2
+        return math.prod(tensor_shape[:axes]), math.prod(tensor_shape[axes:])
+
     def cut(self, tensor: Tensor) -> Tensor:
-        """Slices `[N, h, w]` of `tensor` `[outputs, inputs, ...]`; the end of a row that fills no patch is left out."""
-        if not self.patches:
-            return tensor.reshape(-1, *self.shape)
-        rows, patch = tensor.flatten(1), self.shape[1]
-        return rows[:, : rows.shape[1] // patch * patch].reshape(-1, *self.shape)
+        """Slices `[N, *shape]` of a tensor `[outputs, inputs, ...]`; what of a row fills no patch is left out."""
+        lines, columns = self.lines(tuple(tensor.shape))
+        size = math.prod(self.shape)
+        return tensor.reshape(lines, columns)[:, : columns // size * size].reshape(-1, *self.shape)
 
     def count(self, tensor_shape: tuple[int, ...]) -> int:
         """How many slices a tensor takes; the last patch of a row may be used in part."""
-        if not self.patches:
-            return math.prod(tensor_shape[:2])
-        return tensor_shape[0] * math.ceil(math.prod(tensor_shape[1:]) / self.shape[1])
+        lines, columns = self.lines(tensor_shape)
+        return lines * math.ceil(columns / math.prod(self.shape))
 
     def join(self, slices: Tensor, tensor_shape: tuple[int, ...]) -> Tensor:
-        """A tensor from its `count` slices `[N, h, w]`; the inverse of `cut` where the patches fit."""
-        if not self.patches:
-            return slices.reshape(tensor_shape)
-        columns = math.prod(tensor_shape[1:])
-        rows = slices.reshape(tensor_shape[0], math.ceil(columns / self.shape[1]) * self.shape[1])
-        return rows[:, :columns].reshape(tensor_shape)
+        """A tensor from its `count` slices `[N, *shape]`; the inverse of `cut` where the patches fit."""
+        lines, columns = self.lines(tensor_shape)
+        return slices.reshape(lines, -1)[:, :columns].reshape(tensor_shape)
 
 
 def group_key(

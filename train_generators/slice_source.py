@@ -1,0 +1,257 @@
+"""Slices where they lie: read from memory-mapped files, in shuffled batches that depend on seed and step only.
+
+Nothing is copied out of the files but what is asked for. Batches come from windows of a few megabytes. A window draws
+strips, each of `STRIP` neighbouring slices of one tensor: every slice is as likely a first one as any other of its
+tensor, and a strip that reaches the end goes on at the beginning. Batch j of a window holds the j-th slice of its
+strips, one of each, so the slices of a batch are independent draws. Neighbours meet in batches further on only, and
+files are read in pieces long enough to be fast.
+
+    slices = groups[key].train
+    for step, batch in enumerate(slices.batches(128, seed=0, first=done), start=done): ...
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from generators.errors import ConfigError
+from generators.local.groups import GroupKey
+from generators.seeds import stream
+
+T = TypeVar("T")
+
+STRIP = 128  # slices; shorter strips mix better and take longer to read
+WINDOW = 1 << 22  # bytes of a window, at least one strip per slice of a batch
+RAM_LIMIT = 1 << 28  # bytes of slices that `Slices.in_ram` holds at most, unless told otherwise
+
+
+def strongest(norms: np.ndarray, fraction: float) -> np.ndarray:
+    """Which slices stay when `floor(fraction N)` of the smallest norm go: ascending int32 places in `norms` `[N]`.
+
+    Of slices of equal norm the first goes first.
+    """
+    return np.sort(np.argsort(norms, kind="stable")[math.floor(fraction * len(norms)) :]).astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorStack:
+    """One tensor of K networks that share a file.
+
+    Attributes:
+        values: gives the mapped file, [rows, numbers], of any float type.
+        networks: K names.
+        rows: the row of each network in the file.
+        name: of the tensor.
+        shape: of the tensor.
+        offset: where it begins in a row.
+        depth: of its layer, 0 (input) to 1 (output).
+        fan_in: numbers that make one output; NaN if it is not known.
+        key: the group that cuts it into N slices of d numbers.
+        pruned: share of its slices that are left out, those of the smallest norm.
+        kept: the others, int32 [K, N - floor(pruned N)]; None if all are kept.
+        powers: mean square of the whole tensors, [K].
+        scales: what slices are multiplied by, float32 [K]: one over the root mean square of those that are kept.
+    """
+
+    values: Callable[[], np.ndarray]
+    networks: tuple[str, ...]
+    rows: tuple[int, ...]
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    depth: float
+    fan_in: float
+    key: GroupKey
+    pruned: float = 0.0
+    kept: np.ndarray | None = None
+    powers: tuple[float, ...] = ()
+    scales: tuple[float, ...] = ()
+
+    @cached_property
+    def size(self) -> int:
+        """Numbers of a slice: d."""
+        return math.prod(self.key.shape)
+
+    @cached_property
+    def count(self) -> int:
+        """Slices of one network that are kept."""
+        return self._all if self.kept is None else self.kept.shape[1]
+
+    @cached_property
+    def _all(self) -> int:
+        lines, columns = self.key.lines(self.shape)
+        return lines * (columns // self.size)
+
+    def _stored(self, index: int, start: int, stop: int) -> np.ndarray:
+        """Slices `start` to `stop` of network `index`, kept or not, as they are stored, [stop - start, d]."""
+        _, columns = self.key.lines(self.shape)
+        per_line, rest = divmod(columns, self.size)
+        first, last = start // per_line, -(-stop // per_line)
+        if not rest:
+            first, last, columns = start, stop, self.size
+        numbers = self.values()[self.rows[index], self.offset + first * columns : self.offset + last * columns]
+        if not rest:
+            return numbers.reshape(-1, self.size)
+        slices = numbers.reshape(-1, columns)[:, : per_line * self.size].reshape(-1, self.size)
+        return slices[start - first * per_line : stop - first * per_line]
+
+    def stored(self, index: int, start: int, stop: int) -> np.ndarray:
+        """The same of the slices that are kept."""
+        if self.kept is None:
+            return self._stored(index, start, stop)
+        places = self.kept[index, start:stop]
+        return self._stored(index, places[0], places[-1] + 1)[places - places[0]]
+
+    def strip(self, index: int, start: int, length: int) -> Iterator[np.ndarray]:
+        """`length` kept slices from `start` on, from the beginning again after the last one, in pieces."""
+        while length:
+            stop = min(start + length, self.count)
+            yield self.stored(index, start, stop)
+            start, length = 0, length - (stop - start)
+
+    def measured(self, pruned: float) -> TensorStack:
+        """The stack with `pruned`, `kept`, `powers` and `scales`; reads every number once."""
+        powers, scales, kept = [], [], []
+        for index, row in enumerate(self.rows):
+            numbers = self.values()[row, self.offset : self.offset + math.prod(self.shape)]
+            powers.append(float(np.square(numbers, dtype=np.float64).mean()))
+            squares = np.square(self._stored(index, 0, self._all), dtype=np.float64)
+            if pruned:
+                kept.append(strongest(squares.sum(1), pruned))
+                squares = squares[kept[-1]]
+            power = float(squares.mean())
+            scales.append(float(np.float32(power**-0.5)) if 0 < power < math.inf else 0.0)
+        return replace(
+            self, pruned=pruned, kept=np.stack(kept) if kept else None, powers=tuple(powers), scales=tuple(scales)
+        )
+
+    def of(self, indices: Sequence[int]) -> TensorStack:
+        """The same of some of the networks."""
+        chosen = list(indices)
+
+        def some(values: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(values[index] for index in chosen)
+
+        return replace(
+            self, networks=some(self.networks), rows=some(self.rows), powers=some(self.powers),
+            scales=some(self.scales), kept=None if self.kept is None else self.kept[chosen],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorSlices:
+    """The slices [N, h, w] of one tensor of one network, of unit second moment."""
+
+    network: str
+    name: str
+    shape: tuple[int, ...]
+    depth: float
+    slices: Tensor
+
+
+class Slices:
+    """The slices of one weight group in some networks, each tensor divided by its root mean square.
+
+    Args:
+        key: the group.
+        stacks: where its tensors lie; with slices, and measured.
+        per_tensor: a tensor with more slices counts as one of so many, lest wide layers outweigh the others.
+    """
+
+    def __init__(self, key: GroupKey, stacks: Sequence[TensorStack], *, per_tensor: int) -> None:
+        self.key, self.stacks, self.per_tensor = key, tuple(stacks), per_tensor
+        self._weights = np.array([min(stack.count, per_tensor) for stack in stacks], dtype=np.int64)
+        self._ends = np.cumsum(self._weights * np.array([len(stack.rows) for stack in stacks], dtype=np.int64))
+
+    def __len__(self) -> int:
+        """Slices that count."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __repr__(self) -> str:
+        return f"Slices({self.key}: {len(self)} of {len(self.networks)} networks)"
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that they are of, sorted."""
+        return tuple(sorted({network for stack in self.stacks for network in stack.networks}))
+
+    def of(self, networks: Sequence[str]) -> Slices:
+        """The slices of some of the networks."""
+        wanted = set(networks)
+        chosen = [(stack, [i for i, name in enumerate(stack.networks) if name in wanted]) for stack in self.stacks]
+        return Slices(self.key, [stack.of(each) for stack, each in chosen if each], per_tensor=self.per_tensor)
+
+    def pruned(self, fraction: float) -> Slices:
+        """Without the `fraction` of the slices of every tensor that have the smallest norms, rounded down.
+
+        The fraction is one of the slices that the tensor had at first, so doing it again changes nothing, and of two
+        fractions the larger holds. What is left of a tensor has unit second moment again.
+
+        Raises:
+            ConfigError: the fraction is not in [0, 1).
+        """
+        check_fraction(fraction)
+        stacks = [stack if fraction <= stack.pruned else stack.measured(fraction) for stack in self.stacks]
+        return Slices(self.key, stacks, per_tensor=self.per_tensor)
+
+    def tensors(self, *, seed: int = 0) -> Iterator[TensorSlices]:
+        """Every tensor of every network, with at most `per_tensor` of its slices, which `seed` chooses."""
+        for stack in self.stacks:
+            for index, network in enumerate(stack.networks):
+                slices = torch.from_numpy(stack.stored(index, 0, stack.count).astype(np.float32))
+                if len(slices) > self.per_tensor:
+                    order = torch.randperm(len(slices), generator=stream(seed, "slices", network, stack.name))
+                    slices = slices[order[: self.per_tensor]]
+                slices = (slices * stack.scales[index]).reshape(-1, *self.key.shape)
+                yield TensorSlices(network, stack.name, stack.shape, stack.depth, slices)
+
+    def in_ram(self, *, limit: int = RAM_LIMIT, seed: int = 0) -> Tensor:
+        """All slices, `[len(self), *shape]`, or a random share of them that takes at most `limit` bytes, in strips."""
+        size = 4 * math.prod(self.key.shape)
+        if len(self) * size <= limit:
+            found = [tensor.slices for tensor in self.tensors(seed=seed)]
+            return torch.cat(found) if found else torch.empty(0, *self.key.shape)
+        strips = max(limit // (STRIP * size), 1)
+        return self._window(strips, stream(seed, "share", str(self.key))).reshape(-1, *self.key.shape)
+
+    def batches(self, size: int, *, seed: int, first: int = 0) -> Iterator[Tensor]:
+        """Batches `[size, *shape]` of random slices for the steps `first`, `first + 1`, ..., without end.
+
+        The batch of a step depends on seed, group and step only (and on the slices there are).
+        """
+        wide = max(WINDOW // (size * STRIP * 4 * math.prod(self.key.shape)), 1)
+        number, skip = divmod(first, STRIP * wide)
+        while True:
+            window = self._window(size * wide, stream(seed, "window", str(self.key), number))
+            yield from window.reshape(-1, size, *self.key.shape)[skip:].unbind()
+            number, skip = number + 1, 0
+
+    def _window(self, strips: int, draws: torch.Generator) -> Tensor:
+        """So many strips, [STRIP, strips, d]: the first slices of all of them, the second ones, and so on."""
+        which, starts = torch.randint(2**62, (2, strips), generator=draws).numpy()  # so many values hide the remainder
+        which %= len(self)
+        found = np.searchsorted(self._ends, which, side="right")
+        indices = (which - np.append(0, self._ends)[found]) // self._weights[found]
+        pieces: list[np.ndarray] = []
+        scales = []
+        for number, index, start in zip(found.tolist(), indices.tolist(), starts.tolist(), strict=True):
+            stack = self.stacks[number]
+            pieces.extend(stack.strip(index, start % stack.count, STRIP))
+            scales.append(stack.scales[index])
+        window = torch.from_numpy(np.concatenate(pieces, dtype=np.float32)).reshape(strips, STRIP, -1)
+        window *= torch.tensor(scales)[:, None, None]
+        return window.transpose(0, 1).contiguous()
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise `ConfigError` unless such a share of all slices can be pruned."""
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"the share of slices to prune must be in [0, 1), got {fraction}")
