@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "collect.py"
+from scripts import BENCHMARKS, load_script
 
 
 def test_figures_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])  # as Python does for a script
-    spec = importlib.util.spec_from_file_location("benchmark_of_collect", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # its data classes look themselves up there
-    spec.loader.exec_module(module)
+    module = load_script(BENCHMARKS / "collect.py")
     variants = ("channels-last", "channels-last + bfloat16")
     size = module.Size(rounds=2, epochs=3, others=(), networks=9, steps=1, variants=variants)
     monkeypatch.setattr(module, "QUICK", size)

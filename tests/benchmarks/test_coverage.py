@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,18 +12,12 @@ from torch import nn
 
 from generators.commandline import Interrupted
 from generators.errors import UnknownNameError
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
+from scripts import BENCHMARKS, load_script
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec = importlib.util.spec_from_file_location("coverage_benchmark", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # its data classes look themselves up there
-    spec.loader.exec_module(module)
+    module = load_script(BENCHMARKS / "coverage.py")
     monkeypatch.setattr(module, "CHAIN", 30)
     return module
 

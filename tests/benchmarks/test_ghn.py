@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ghn.py"
+from scripts import BENCHMARKS, load_script
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
 def test_figures_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec = importlib.util.spec_from_file_location("ghn_benchmark", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ghn_benchmark", module)  # its data classes look themselves up there
-    spec.loader.exec_module(module)
+    module = load_script(BENCHMARKS / "ghn.py")
     size = module.Size(models=("squeezenet1_1",), rounds=1, measured=2, meta_batch=("resnet-8-w4",))
     monkeypatch.setattr(module, "QUICK", size)
     monkeypatch.setattr(module, "HUNDRED", 10)

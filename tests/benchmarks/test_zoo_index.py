@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "zoo_index.py"
+from scripts import BENCHMARKS, load_script
 
 
 def test_figures_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    spec = importlib.util.spec_from_file_location("zoo_index", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "zoo_index", module)  # its data classes look themselves up there
-    spec.loader.exec_module(module)
+    module = load_script(BENCHMARKS / "zoo_index.py")
     monkeypatch.setattr(module, "QUICK", module.Size(runs=2000, rounds=1, real=2))
     module.benchmark(json_file=tmp_path / "figures.json", quick=True)
     figures = json.loads((tmp_path / "figures.json").read_text())

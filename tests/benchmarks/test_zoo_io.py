@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "zoo_io.py"
+from scripts import BENCHMARKS, load_script
 
 
 def test_figures_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    spec = importlib.util.spec_from_file_location("zoo_io", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "zoo_io", module)  # its data classes look themselves up there
-    spec.loader.exec_module(module)
+    module = load_script(BENCHMARKS / "zoo_io.py")
     monkeypatch.setattr(module, "QUICK", module.Size(rounds=1, files=1, batches=2))
     monkeypatch.setattr(module, "LARGE", 64)
     module.benchmark(json_file=tmp_path / "figures.json", quick=True)

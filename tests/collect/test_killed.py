@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import signal
@@ -23,6 +22,7 @@ from collect.plan import Task
 from collect.runner import collect
 from collect.zoo_file import verify
 from generators.commandline import EXIT_INTERRUPTED
+from scripts import load_script
 
 SCRIPT = Path(__file__).with_name("slow_collector.py")
 
@@ -76,10 +76,8 @@ def collecting(folder: Path, *, pause: float, workers: int = 1) -> Iterator[subp
 
 @pytest.fixture(scope="module")
 def script_tasks() -> list[Task]:
-    spec = importlib.util.spec_from_file_location("slow_collector", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module, before = importlib.util.module_from_spec(spec), os.replace
-    spec.loader.exec_module(module)
+    before = os.replace
+    module = load_script(SCRIPT)
     os.replace = before
     return module.tasks()
 

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -24,22 +21,12 @@ from torch import Tensor, nn
 import generators
 from generators.errors import ModelError, TraceError
 from generators.generator import Generator
+from scripts import BENCHMARKS, load_script
 from small_models import Forward
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
 NEEDS = {"timm": "timm", "transformers": "transformers"}
 
-
-def load_benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("coverage_benchmark", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its data classes look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark = load_benchmark()
+benchmark = load_script(BENCHMARKS / "coverage.py")
 
 
 def chosen() -> list[str]:

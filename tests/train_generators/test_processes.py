@@ -1,6 +1,5 @@
 """Trainings of several processes, which `torchrun` starts, against the same in one process."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 
 from collect.data import load
 from generators.errors import ConfigError
+from scripts import load_script
 from train_generators.ghn import fit
 from train_generators.processes import join, sum_gradients
 
@@ -22,10 +22,7 @@ SCRIPT = Path(__file__).with_name("ghn_process.py")
 
 @pytest.fixture(scope="module")
 def alone():
-    specification = importlib.util.spec_from_file_location("ghn_process", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")
