@@ -1,0 +1,118 @@
+"""Any model: of every depth, width and origin each tensor is generated, or the report says why not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from generators import init
+from generators.ghn.ghn import GHN
+from generators.inventory import inventory
+from small_ghn import IMAGE, NOISY, SMALL, network
+
+
+class Text(nn.Module):
+    """Token numbers to classes through an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm = nn.Embedding(30, 8), nn.LSTM(8, 12, batch_first=True)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, tokens):
+        return self.head(self.lstm(self.embed(tokens))[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet-14-w5",
+        "resnet-44-w3",
+        "vgg-9-w40",
+        "mobilenet-7-w6",
+        "mlp-9-w20",
+        "mlp-1-w700",
+        "vit-5-w48",
+        "vit-1-w16",
+    ],
+)
+@pytest.mark.parametrize("config", [SMALL, NOISY], ids=["ghn", "noise-ghn"])
+def test_any_depth_and_width(name, config):
+    """Every matrix of every family is generated, the rest named; the network gives finite logits that differ."""
+    model = network(name)
+    report = init(model, GHN(config), seed=1, example_inputs=IMAGE)
+    assert len(report.generated) + len(report.fallbacks) + len(report.kept) == len(model.state_dict())
+    matrices = {key for key, value in model.named_parameters() if value.dim() in (2, 4) and min(value.shape[:2]) > 1}
+    assert matrices <= report.generated.keys()
+    with torch.no_grad():
+        logits = model(torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
+    assert torch.isfinite(logits).all() and logits.std() > 0
+
+
+def _torchvision(name):
+    return lambda: (torchvision.models.get_model(name, weights=None), None)
+
+
+@pytest.mark.parametrize(
+    "make, least",
+    [
+        (_torchvision("resnet18"), 20),
+        (_torchvision("mobilenet_v3_small"), 50),
+        (lambda: (nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2,
+                                        enable_nested_tensor=False), torch.zeros(1, 5, 16)), 7),
+        (lambda: (Text(), torch.zeros(2, 4, dtype=torch.long)), 1),
+    ],
+    ids=["resnet18", "mobilenet_v3_small", "transformer", "lstm"],
+)  # fmt: skip
+def test_models_from_elsewhere_are_accounted_for(make, least):
+    """Each tensor has one line in the report; left out matrices say why; nothing keeps its old value silently."""
+    model, example = make()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = init(model, GHN(NOISY, name="mine"), example_inputs=example)
+    assert {*report.generated, *report.fallbacks, *report.kept} == before.keys()
+    mine = [name for name, source in report.generated.items() if source == "mine"]
+    assert len(mine) >= least
+    for name, info in ((info.name, info) for info in inventory(model)):
+        if len(info.shape) >= 2 and name not in mine:
+            assert "(" in report.fallbacks[name], "a fallback names its reason"
+            assert any(word in report.fallbacks[name] for word in ("classes", "does not predict")), name
+        if len(info.shape) >= 2:
+            assert not torch.equal(model.state_dict()[name], before[name]), name
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_classifier_of_other_classes_falls_back_by_name():
+    model = network(classes=4)
+    report = init(model, GHN(SMALL))
+    (head,) = [name for name, value in model.named_parameters() if value.shape == (4, 16)]
+    assert "trained for 10 classes, this layer has 4" in report.fallbacks[head] and head not in report.generated
+
+
+def test_tied_weights_stay_tied():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x).relu()).relu())
+
+    model, example = Tied(), torch.zeros(1, 8)
+    report = init(model, GHN(NOISY), example_inputs=example)
+    assert model.second.weight is model.first.weight
+    assert report.kept["second.weight"] == "tied to first.weight" and "first.weight" in report.generated
+    states = GHN(NOISY).sample(model, 2, example_inputs=example)
+    assert torch.equal(states["first.weight"], states["second.weight"])
+
+
+def test_far_wider_models_get_a_note():
+    """Beyond twice the widest of training; none below, and none if the training is not known."""
+    for widest, noted in ((8, True), (16, False), (0, False)):
+        notes = init(network("mlp-2-w32"), GHN(replace(SMALL, widest=widest), name="mine")).notes
+        assert (notes == ("mine was trained on layers of up to 8 channels; this model has 32",)) is noted, widest
+        assert bool(notes) is noted
