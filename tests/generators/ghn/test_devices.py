@@ -19,10 +19,11 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from collect.architectures import build
 from generators import init
+from generators.ghn.codes import member_noise
 from generators.ghn.config import GHNConfig
 from generators.ghn.decoder import DECODERS
 from generators.ghn.encoder import ENCODERS
-from generators.ghn.ghn import GHN, _member_noise
+from generators.ghn.ghn import GHN
 
 THERE = torch.device("lazy:0")  # one that torch knows and does not try to wake
 IMAGE = torch.zeros(1, 1, 8, 8)
@@ -101,7 +102,7 @@ def ghn(encoder: str = "sparse", decoder: str = "core", **changes: Any) -> GHN:
     return GHN(GHNConfig(encoder=encoder, decoder=decoder, **{**sizes, "anchor": 0.6, "code": 4, **changes}))
 
 
-def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """Equal up to the order of sums: other draws would differ by the whole spread of a tensor."""
     here = {name: value.detach().cpu() for name, value in found.items()}
     torch.testing.assert_close(here, {name: value.detach() for name, value in wanted.items()}, rtol=1e-3, atol=1e-5)
@@ -127,7 +128,7 @@ def test_a_seed_gives_the_same_members_on_every_device(encoder: str, decoder: st
     mine, model = ghn(encoder, decoder), network()
     wanted = mine.sample(model, 3, seed=4, first=1)
     with accelerator() as device:
-        same(mine.to(device).sample(model, 3, seed=4, first=1), wanted)
+        assert_same(mine.to(device).sample(model, 3, seed=4, first=1), wanted)
 
 
 def test_the_model_may_be_there_too() -> None:
@@ -139,7 +140,7 @@ def test_the_model_may_be_there_too() -> None:
             model = network("resnet-8-w4").to(device)
             init(model, mine.to(device) if moved else mine, seed=2)
             assert all(value.device == device for value in model.state_dict().values())
-            same(model.state_dict(), here.state_dict())
+            assert_same(model.state_dict(), here.state_dict())
 
 
 @pytest.mark.parametrize("per", ["node", "network"])
@@ -152,7 +153,7 @@ def test_codes_from_either_device(per: str) -> None:
         mine.to(device)
         assert torch.equal(mine.codes(model, 2, seed=9), codes)
         for given in (codes, codes.to(device)):
-            same(mine.sample(model, 2, codes=given), wanted)
+            assert_same(mine.sample(model, 2, codes=given), wanted)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -165,14 +166,14 @@ def test_weights_can_be_differentiated_there(encoder: str) -> None:
             mine = mine.to(device) if moved else mine
             plan = mine.plan(model, IMAGE)
             codes = mine.code(1, 0, mine.code_nodes(plan))[None]
-            made = mine.predict(plan, codes, _member_noise(1, range(1)))
+            made = mine.predict(plan, codes, member_noise(1, range(1)))
             assert {value.device for value in made.values()} == {mine.device}
             mine.zero_grad(set_to_none=True)
             sum(value.square().sum() for value in made.values()).backward()
             grads = {name: value.grad.cpu() for name, value in mine.named_parameters() if value.grad is not None}
             found.append(({name: value.detach().cpu() for name, value in made.items()}, grads))
-    same(found[1][0], found[0][0])
-    same(found[1][1], found[0][1])
+    assert_same(found[1][0], found[0][0])
+    assert_same(found[1][1], found[0][1])
 
 
 def test_a_plan_follows_the_ghn() -> None:
