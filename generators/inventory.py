@@ -267,4 +267,6 @@ def inventory(model: nn.Module, graph: Graph | None = None) -> Inventory:
 
         return Inventory(tuple(refined(info, graph) for info in infos))
     linear = (Role.LINEAR_WEIGHT, Role.LINEAR_BIAS)
-    return Inventory(tuple(replace(i, output=i.module == last_matrix and i.role in linear) for i in infos))
+    return Inventory(
+        tuple(replace(i, output=True) if i.module == last_matrix and i.role in linear else i for i in infos)
+    )

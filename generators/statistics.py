@@ -18,6 +18,7 @@ from generators.errors import ProposalError
 from generators.inventory import MATRIX_ROLES, Inventory
 
 RANK_TOLERANCE = 1e-3  # singular values above this share of the largest one count for the numeric rank
+NUMBERS_IN_CACHE = 2**17
 CANCELLED = 1e-3  # variance below this share of the mean square: the difference of the two has lost its digits
 
 
@@ -30,7 +31,9 @@ def spreads(values: Tensor) -> Tensor:
     """Standard deviations (divisor n - 1) `[M]` of `[M, ...]`, from norms and sums where these have enough digits."""
     rows = values.flatten(1).float()
     count = rows.shape[1]
-    squares, means = torch.linalg.vector_norm(rows, dim=1).square(), rows.mean(dim=1)
+    pieces = rows.split(NUMBERS_IN_CACHE, dim=1)  # the second look at a piece finds it in the cache
+    norms, sums = zip(*((torch.linalg.vector_norm(piece, dim=1), piece.sum(dim=1)) for piece in pieces), strict=True)
+    squares, means = torch.stack(norms).square().sum(dim=0), torch.stack(sums).sum(dim=0) / count
     variances = (squares - count * means.square()) / (count - 1)
     if not (variances * count > CANCELLED * squares).all():  # nearly constant, or beyond the range of float32
         return rows.std(dim=1)

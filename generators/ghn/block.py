@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generators.ghn.decoder import Decoder, DecoderSettings
+from generators.ghn.decoder import DecoderSettings, MatrixDecoder
 from generators.ghn.plan import MAX_BLOCKS, Group
 from generators.hyperfan import hyperfan_
 
 
-class BlockDecoder(Decoder):
+class BlockDecoder(MatrixDecoder):
     """See the module docstring. Reads `block` (B) and `block_kernel` (S)."""
 
     def __init__(self, settings: DecoderSettings, *, generator: torch.Generator) -> None:
@@ -87,8 +87,8 @@ class BlockDecoder(Decoder):
             x = x[:, :, torch.arange(group.outputs, device=x.device) % block]
         return x[:, :, :, torch.arange(group.inputs, device=x.device) % block].flatten(-2)
 
-    def matrices(self, group: Group, node: Tensor) -> Tensor:
-        tiles = self.tiles(group, node)
+    def matrices(self, group: Group, targets: Tensor) -> Tensor:
+        tiles = self.tiles(group, targets)
         return tiles / (tiles.norm(dim=(-2, -1), keepdim=True) + 1e-12)
 
 
@@ -98,8 +98,8 @@ class FanInBlockDecoder(BlockDecoder):
     beta is 2, or 1 for depthwise kernels and those that are wider than high.
     """
 
-    def matrices(self, group: Group, node: Tensor) -> Tensor:
-        tiles = self.tiles(group, node)
+    def matrices(self, group: Group, targets: Tensor) -> Tensor:
+        tiles = self.tiles(group, targets)
         height, width = (1, 1, *group.kernel)[-2:]
         beta = 1.0 if height < width or (group.inputs == 1 and group.kernel) else 2.0
         he = 1.0 if group.output else 2.0  # what `Group.target_std` takes for beta

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generators.ghn.core import GRID, equalise, kernel_basis
-from generators.ghn.decoder import Decoder, DecoderSettings
+from generators.ghn.core import GRID, kernel_basis
+from generators.ghn.decoder import DecoderSettings, MatrixDecoder
 from generators.ghn.plan import MAX_BLOCKS, Group
+from generators.ghn.spectrum import equalise
 
 STEPS = 5  # Newton-Schulz steps, which bring singular values down to a hundredth of the norm to about 1
 OWN = 0.7  # start spread of a gate around 1: most of a factor is shared by all nodes
@@ -40,7 +41,7 @@ def cosines(count: int, frequencies: int, *, device: torch.device | None = None)
     return waves * (frequency < count)
 
 
-class CoordinateDecoder(Decoder):
+class CoordinateDecoder(MatrixDecoder):
     """See the module docstring. Reads `width`, `rank` (R) and `cells` (half the number of cosines)."""
 
     def __init__(self, settings: DecoderSettings, *, generator: torch.Generator) -> None:
@@ -69,15 +70,15 @@ class CoordinateDecoder(Decoder):
             for layer in (self.hidden, self.spectrum, self.gain):
                 nn.init.zeros_(layer.bias)
 
-    def matrices(self, group: Group, node: Tensor) -> Tensor:
+    def matrices(self, group: Group, targets: Tensor) -> Tensor:
         waves, length = self.rows.shape[0], group.inputs * math.prod(group.kernel)
         rank = min(self.settings.rank, group.outputs, length)
-        hidden = F.gelu(self.hidden(node))
-        device = node.device
-        places = self.class_codes if group.output else cosines(group.outputs, waves, device=device).to(node)
+        hidden = F.gelu(self.hidden(targets))
+        device = targets.device
+        places = self.class_codes if group.output else cosines(group.outputs, waves, device=device).to(targets)
         rows = places @ self.rows  # [O, width]
-        kernel = kernel_basis(group.kernel, device=device).to(node) @ self.kernel
-        columns = ((cosines(group.inputs, waves, device=device).to(node) @ self.columns)[:, None] * kernel).flatten(
+        kernel = kernel_basis(group.kernel, device=device).to(targets) @ self.kernel
+        columns = ((cosines(group.inputs, waves, device=device).to(targets) @ self.columns)[:, None] * kernel).flatten(
             0, 1
         )
         left = equalise(rows * self.row_gate(hidden)[..., None, :] @ self.row_base[:, :rank], STEPS)

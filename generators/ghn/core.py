@@ -14,34 +14,19 @@ networks needed five times the steps, or did not get there (docs/decisions.md).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from generators.ghn.decoder import Decoder, DecoderSettings
+from generators.ghn.decoder import Decoder, DecoderSettings, Part
 from generators.ghn.plan import MAX_BLOCKS, Group
+from generators.ghn.spectrum import equaliser, largest_of_product
 from generators.hyperfan import hyperfan_
 
 GRID = 3  # the core holds a 3 x 3 kernel, the most common one; others are read from it by interpolation
 SHARED, OWN = 0.5, 0.35  # start spread of the part of a core that all nodes share, and of the part of the node
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic of Jordan et al. 2024: maps singular values in (0, 1] towards 1
-
-
-def equalise(matrices: Tensor, steps: int) -> Tensor:
-    """Pull the singular values of `[..., O, K]` matrices together by `steps` Newton-Schulz steps, unit Frobenius norm.
-
-    Each step multiplies small singular values by up to 3.4 relative to the large ones and keeps the singular vectors;
-    five steps make the matrix nearly orthogonal, none only rescales it. Zero matrices stay zero.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
-    return x.mT if tall else x
 
 
 def interpolation(count: int, cells: int, *, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,6 +60,47 @@ def kernel_basis(kernel: tuple[int, ...], *, device: torch.device | None = None)
     return torch.einsum("hk,wl->hwkl", axis(height), axis(width)).reshape(height * width, GRID * GRID)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The tables as targets `[O, I, *kernel]` with S kernel positions read them.
+
+    Attributes:
+        rows: U, `[O, R]`.
+        columns: V, `[I, R]`.
+        kernel: B, `[S, GRID * GRID]`.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    kernel: Tensor
+
+    def to(self, dtype: torch.dtype) -> Reading:
+        return Reading(self.rows.to(dtype), self.columns.to(dtype), self.kernel.to(dtype))
+
+    def grams(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`U^T U`, `V^T V` and `B^T B`."""
+        return self.rows.mT @ self.rows, self.columns.mT @ self.columns, self.kernel.mT @ self.kernel
+
+    def spread(self, cores: Tensor) -> Tensor:
+        """Cores `[M, G, R, R, GRID * GRID]` over inputs and kernel positions: `[M, G, R, I * S]`."""
+        taken = (cores @ self.kernel.mT).mT  # [M, G, R, S, R]
+        return (taken @ self.columns.mT).mT.flatten(-2)
+
+
+def _right_gram(cores: Tensor, column_gram: Tensor, kernel_gram: Tensor) -> Tensor:
+    """`right right^T` `[M, T, R, R]` for `right = Reading.spread(cores)`, from the Gram matrices of its tables.
+
+    Args:
+        cores: `[M, T, R, R, GRID * GRID]`.
+        column_gram: `[T, R, R]`.
+        kernel_gram: `[T, GRID * GRID, GRID * GRID]`.
+    """
+    shape = cores.mT.shape[-3:]  # R, GRID * GRID, R
+    met = (cores.flatten(-3, -2) @ kernel_gram).unflatten(-2, cores.shape[-3:-1]).mT
+    met = (met.flatten(-3, -2) @ column_gram).unflatten(-2, shape[:2])
+    return cores.mT.flatten(-2) @ met.flatten(-2).mT
+
+
 class CoreDecoder(Decoder):
     """See the module docstring. Reads `width`, `rank`, `cells` and `spectrum_steps`."""
 
@@ -106,21 +132,46 @@ class CoreDecoder(Decoder):
         nn.init.zeros_(self.gain.weight)
         nn.init.zeros_(self.gain.bias)
 
-    def matrices(self, group: Group, node: Tensor) -> Tensor:
-        left, right = self.factors(group, node)
-        return right if left is None else left @ right
+    def parts(self, groups: Sequence[Group], node_vectors: Tensor, *, largest: bool = False) -> Iterator[Part]:
+        targets = self.targets(groups, node_vectors)
+        readings = self.readings(groups)
+        counts = [len(group.names) for group in groups]
+        norms = self.norms(groups, targets).split(counts, dim=1)
 
-    def factors(self, group: Group, node: Tensor) -> tuple[Tensor | None, Tensor]:
+        which = [index for index, count in enumerate(counts) for _ in range(count)]
+        group_of = torch.tensor(which, device="cpu").to(targets.device)
+
+        def per_target(values: Iterable[Tensor]) -> Tensor:
+            return torch.stack(list(values))[group_of]
+
+        exact = torch.float32 if targets.device.type == "mps" else torch.float64  # tables are far from orthogonal
+        grams = zip(*(each.to(exact).grams() for each in readings), strict=True)
+        row_gram, column_gram, kernel_gram = map(per_target, grams)
+        cores = self.cores(targets)
+        right_gram = _right_gram(cores.to(exact), column_gram, kernel_gram)
+        between = equaliser(row_gram, right_gram, self.settings.spectrum_steps)
+        cores = (between.to(cores) @ cores.flatten(-2)).unflatten(-1, cores.shape[-2:])
+        found: Sequence[Tensor | None] = [None] * len(groups)
+        if largest:
+            sums = per_target(each.rows.sum(dim=0) for each in readings)
+            values = largest_of_product(row_gram, between @ right_gram @ between.mT, sums.to(exact))
+            found = values.to(cores).split(counts, dim=1)
+        for each, own, norm, value in zip(readings, cores.split(counts, dim=1), norms, found, strict=True):
+            yield Part(each.rows, each.spread(own), norm, value)
+
+    def cores(self, targets: Tensor) -> Tensor:
+        """`[M, T, R, R, GRID * GRID]` from the vectors of targets `[M, T, C]`."""
         rank = self.settings.rank
-        core = self.head(nn.functional.gelu(self.hidden(node))).unflatten(-1, (rank, rank, GRID * GRID))
-        kernel = kernel_basis(group.kernel, device=core.device)
-        columns = torch.einsum(
-            "mgrqk,iq,sk->mgris", core, read_table(self.columns, group.inputs), kernel.to(core)
-        ).flatten(-2)  # [M, G, R, I * S]
-        rows = self.class_codes if group.output else read_table(self.rows, group.outputs)
-        if group.outputs <= rank:
-            return None, equalise(rows @ columns, self.settings.spectrum_steps)
-        # rows = frame @ triangle with orthonormal columns in frame: equalising in its R dimensions is the same
-        # as equalising the O rows, and the Gram matrices stay R x R
-        frame, rows = torch.linalg.qr(rows)
-        return frame, equalise(rows @ columns, self.settings.spectrum_steps)
+        return self.head(nn.functional.gelu(self.hidden(targets))).unflatten(-1, (rank, rank, GRID * GRID))
+
+    def readings(self, groups: Sequence[Group]) -> list[Reading]:
+        """The tables as each group reads them; each size is read once."""
+        rows = {size: read_table(self.rows, size) for size in {each.outputs for each in groups if not each.output}}
+        columns = {size: read_table(self.columns, size) for size in {each.inputs for each in groups}}
+        kernels = {
+            size: kernel_basis(size, device=self.rows.device).to(self.rows) for size in {each.kernel for each in groups}
+        }
+        return [
+            Reading(self.class_codes if each.output else rows[each.outputs], columns[each.inputs], kernels[each.kernel])
+            for each in groups
+        ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from generators.errors import unknown_name
 from generators.ghn.plan import Group
+from generators.ghn.spectrum import largest_singular_value
 
 DECODERS: dict[str, str] = {
     "core": "generators.ghn.core:CoreDecoder",
@@ -36,7 +38,7 @@ class DecoderSettings:
         width: hidden width in front of a head.
         rank: R, columns of the factors.
         cells: resolution of the tables of row and column places.
-        spectrum_steps: Newton-Schulz steps of `core.equalise`.
+        spectrum_steps: Newton-Schulz steps of `spectrum.equalise`.
         gain_bound: the spread of a target is its He spread times at most this factor, at least its inverse.
         block: side of the blocks of the block decoders.
         block_kernel: kernel side of the blocks.
@@ -53,8 +55,30 @@ class DecoderSettings:
     block_kernel: int = 11
 
 
+@dataclass(frozen=True)
+class Part:
+    """The decoded matrices of one group, G targets `[O, I, *kernel]` with K = I * S, for M members.
+
+    Attributes:
+        left: `[O, R]`, shared by all targets, or None for matrices that are no product.
+        right: `[M, G, R, K]`, or the matrices `[M, G, O, K]` themselves.
+        norm: `[M, G]`, Frobenius norm of the product for unit spread times the bounded gain; the product has norm 1.
+        largest: `[M, G]`, largest singular value of the product, if it was asked for.
+    """
+
+    left: Tensor | None
+    right: Tensor
+    norm: Tensor
+    largest: Tensor | None = None
+
+    def matrices(self, scale: Tensor) -> Tensor:
+        """The product times `scale` `[M, G]`: `[M, G, O, K]`."""
+        right = self.right * scale[..., None, None]
+        return right if self.left is None else self.left @ right
+
+
 class Decoder(nn.Module, ABC):
-    """Decodes one `Group` for M members at once.
+    """Decodes groups of targets for M members at once.
 
     Subclasses make the parameters below, each in the order in which it draws them.
 
@@ -73,36 +97,47 @@ class Decoder(nn.Module, ABC):
         self.settings = settings
 
     @abstractmethod
-    def matrices(self, group: Group, node: Tensor) -> Tensor:
-        """`[M, G, O, I * S]` of unit Frobenius norm from the vectors `[M, G, C]` of the targets; see `Group`."""
-
-    def factors(self, group: Group, node: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The `matrices` as left `[O, R]` (or one per target) and right `[M, G, R, I * S]`; None and the whole if they
-        are no product. A writer takes the product where the weights are to be, and needs no room for it.
-        """
-        return None, self.matrices(group, node)
-
-    def targets(self, group: Group, node_vectors: Tensor) -> Tensor:
-        """`[M, G, C]`: the vector of each target, from those of the nodes `[M, N, C]`."""
-        return node_vectors[:, group.nodes] + self.block_codes[group.block_rows]
-
-    def spread(self, group: Group, node: Tensor) -> Tensor:
-        """`[M, G, 1]`: Frobenius norm of each target for unit spread, times its bounded gain."""
-        return math.sqrt(math.prod(group.shape)) * self.settings.gain_bound ** torch.tanh(self.gain(node))
-
-    def forward(self, group: Group, node_vectors: Tensor) -> Tensor:
-        """Weights of unit spread times their bounded gain.
+    def parts(self, groups: Sequence[Group], node_vectors: Tensor, *, largest: bool = False) -> Iterator[Part]:
+        """What the groups decode to, one `Part` after the other.
 
         Args:
-            group: G targets `[O, I, *kernel]`.
+            groups: the T targets of an architecture.
             node_vectors: `[M, N, C]`, a vector per member and node.
-
-        Returns:
-            `[M, G, O, I, *kernel]`.
+            largest: also find the largest singular values.
         """
-        node = self.targets(group, node_vectors)
-        matrices = self.matrices(group, node) * self.spread(group, node)[..., None]
-        return matrices.unflatten(-1, (group.inputs, *group.kernel))
+
+    def targets(self, groups: Sequence[Group], node_vectors: Tensor) -> Tensor:
+        """`[M, T, C]`: the vector of each target, from those of the nodes `[M, N, C]`."""
+        nodes, blocks = (torch.cat(each) for each in zip(*((g.nodes, g.block_rows) for g in groups), strict=True))
+        return node_vectors[:, nodes] + self.block_codes[blocks]
+
+    def norms(self, groups: Sequence[Group], targets: Tensor) -> Tensor:
+        """`[M, T]`: Frobenius norm of each target for unit spread, times its bounded gain."""
+        sizes = [math.sqrt(math.prod(group.shape)) for group in groups for _ in group.names]
+        return torch.tensor(sizes, device="cpu").to(targets) * self.settings.gain_bound ** torch.tanh(
+            self.gain(targets)[..., 0]
+        )
+
+    def forward(self, group: Group, node_vectors: Tensor) -> Tensor:
+        """Weights of unit spread times their bounded gain, `[M, G, O, I, *kernel]`; see `parts`."""
+        (part,) = self.parts([group], node_vectors)
+        return part.matrices(part.norm).unflatten(-1, (group.inputs, *group.kernel))
+
+
+class MatrixDecoder(Decoder):
+    """A decoder that makes the matrices of one group as they are, without factors."""
+
+    @abstractmethod
+    def matrices(self, group: Group, targets: Tensor) -> Tensor:
+        """`[M, G, O, I * S]` of unit Frobenius norm from the vectors `[M, G, C]` of the targets; see `Group`."""
+
+    def parts(self, groups: Sequence[Group], node_vectors: Tensor, *, largest: bool = False) -> Iterator[Part]:
+        targets = self.targets(groups, node_vectors)
+        counts = [len(group.names) for group in groups]
+        parts = zip(groups, targets.split(counts, 1), self.norms(groups, targets).split(counts, 1), strict=True)
+        for group, own, norm in parts:
+            matrices = self.matrices(group, own)
+            yield Part(None, matrices, norm, largest_singular_value(matrices) if largest else None)
 
 
 def make_decoder(name: str, settings: DecoderSettings, *, generator: torch.Generator) -> Decoder:

@@ -14,6 +14,7 @@ recurrent weights, a classifier of another class count) is drawn per member all 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -23,7 +24,7 @@ from generators.errors import ConfigError
 from generators.generator import Generator
 from generators.ghn.codes import Noise, noise_stream, with_codes
 from generators.ghn.config import GHNConfig
-from generators.ghn.decoder import make_decoder
+from generators.ghn.decoder import Part, make_decoder
 from generators.ghn.encoder import make_encoder
 from generators.ghn.mixing import shares
 from generators.ghn.plan import DecodePlan, Group, decode_plan
@@ -31,7 +32,7 @@ from generators.ghn.probes import probes
 from generators.ghn.writing import storage, write
 from generators.graph import Graph, trace
 from generators.initialiser import Kind, Proposal, Request
-from generators.inventory import inventory
+from generators.inventory import Inventory, inventory
 from generators.pointwise import HE
 from generators.seeds import plain_tensors, stream
 
@@ -72,19 +73,23 @@ class GHN(Generator):
         return next(self.parameters()).device
 
     @plain_tensors()
-    def plan(self, model: nn.Module, example_inputs: object = None, *, graph: Graph | None = None) -> DecodePlan:
+    def plan(
+        self, model: nn.Module, example_inputs: object = None, *, graph: Graph | None = None,
+        found: Inventory | None = None,
+    ) -> DecodePlan:  # fmt: skip
         """The decode plan of `model` on the device of the GHN, cached by the signature of its graph.
 
         Args:
             model: the architecture.
             example_inputs: inputs for the tracer.
             graph: of the model, if it has been traced already.
+            found: its inventory, if it has been taken already.
 
         Raises:
             TraceError: the graph of the model cannot be traced.
         """
         graph = graph or trace(model, example_inputs)
-        key = graph.signature + str([(info.name, info.shape, info.tied_to) for info in inventory(model)])
+        key = graph.signature + str([(info.name, info.shape, info.tied_to) for info in found or inventory(model)])
         if key not in self._plans:
             while len(self._plans) >= PLANS_KEPT:
                 self._plans.pop(next(iter(self._plans)))
@@ -135,30 +140,30 @@ class GHN(Generator):
         self, plan: DecodePlan, vectors: Tensor, noise: Noise, *, anchor: float | None = None
     ) -> dict[str, Tensor]:
         """The part of `predict` after the encoder; `vectors` is `[M, N, hidden + code]`."""
-        noisy = (self.config.anchor if anchor is None else anchor) > 0
         pieces: dict[str, dict[int, Tensor]] = defaultdict(dict)
-        for group in plan.groups:
-            decoded = self.decoder(group, vectors)
-            own, share = self._shares(group, vectors, anchor)
+        for group, part, own, share in self._parts(plan, vectors, anchor):
+            decoded = part.matrices(group.target_std * share * part.norm).unflatten(-1, (group.inputs, *group.kernel))
             for index, (name, block) in enumerate(zip(group.names, group.blocks, strict=True)):
                 value = decoded[:, index]
-                if noisy:
+                if (self.config.anchor if anchor is None else anchor) > 0:
                     eps = noise(f"{name}[{block}]", value.shape).to(value)
-                    one = (-1, *[1] * (value.dim() - 1))
-                    value = own[:, index].view(one) * eps + share[:, index].view(one) * value
-                pieces[name][block] = group.target_std * value
+                    scale = group.target_std * own[:, index]
+                    value = value + eps * scale.view(-1, *[1] * (value.dim() - 1))
+                pieces[name][block] = value
         return {
             name: torch.cat([blocks[b] for b in sorted(blocks)], dim=1) if len(blocks) > 1 else blocks[0]
             for name, blocks in pieces.items()
         }
 
-    def _shares(self, group: Group, vectors: Tensor, anchor: float | None) -> tuple[Tensor, Tensor]:
-        node = self.decoder.targets(group, vectors)
-        spread = self.decoder.spread(group, node)
-        if anchor is not None or not self.config.decoded_limit:
-            return shares(group, None, spread, anchor=self.config.anchor if anchor is None else anchor)
-        right = self.decoder.factors(group, node)[1]
-        return shares(group, right, spread, anchor=self.config.anchor, limit=self.config.decoded_limit)
+    def _parts(
+        self, plan: DecodePlan, vectors: Tensor, anchor: float | None = None
+    ) -> Iterator[tuple[Group, Part, Tensor, Tensor]]:
+        """Every group with what it decodes to, and the shares `[M, G]` of noise and decoded part."""
+        limit = self.config.decoded_limit if anchor is None else 0.0
+        anchor = self.config.anchor if anchor is None else anchor
+        parts = self.decoder.parts(plan.groups, vectors, largest=bool(limit and anchor)) if plan.groups else ()
+        for group, part in zip(plan.groups, parts, strict=True):
+            yield group, part, *shares(group, part, anchor=anchor, limit=limit)
 
     def propose(self, model: nn.Module, request: Request) -> Proposal:
         proposal = self.propose_stack(model, request, range(request.member, request.member + 1))
@@ -182,7 +187,7 @@ class GHN(Generator):
             return self._propose_stack(model, request, members)
 
     def _propose_stack(self, model: nn.Module, request: Request, members: range) -> Proposal:
-        plan = self.plan(model, request.example_inputs, graph=request.graph)
+        plan = self.plan(model, request.example_inputs, graph=request.graph, found=request.inventory)
         hidden = self.encoder(plan.table)
         if request.codes is not None:
             self._check_codes(request.codes, (len(members), self.code_nodes(plan), self.config.code))
@@ -229,23 +234,16 @@ class GHN(Generator):
             noise: seed and index of each member of the block.
             weights: name to `[M, *shape]`.
         """
-        anchor, limit = self.config.anchor, self.config.decoded_limit
-        for group in plan.groups:
-            node = self.decoder.targets(group, vectors)
-            left, right = self.decoder.factors(group, node)
-            spread = self.decoder.spread(group, node)
-            own, share = shares(group, right, spread, anchor=anchor, limit=limit)
-            scale = (group.target_std * share * spread[..., 0]).tolist()
+        for group, part, own, share in self._parts(plan, vectors):
+            scale = (group.target_std * share * part.norm).tolist()
             noise_scale = (group.target_std * own).tolist()
-            if left is not None:
-                left = left.expand(*right.shape[:2], *left.shape[-2:])
             for index, (name, block) in enumerate(zip(group.names, group.blocks, strict=True)):
                 for row, member in rows.items():
                     write(
                         weights[name][member].unflatten(0, (-1, group.outputs))[block].flatten(1),
-                        None if left is None else left[row, index], right[row, index], scale=scale[row][index],
+                        part.left, part.right[row, index], scale=scale[row][index],
                         noise_scale=noise_scale[row][index],
-                        draws=noise_stream(*noise[row], f"{name}[{block}]") if anchor else None,
+                        draws=noise_stream(*noise[row], f"{name}[{block}]") if self.config.anchor else None,
                     )  # fmt: skip
 
     def _proposal(self, plan: DecodePlan, request: Request, members: range, weights: dict[str, Tensor]) -> Proposal:

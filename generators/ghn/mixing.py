@@ -16,41 +16,26 @@ import math
 import torch
 from torch import Tensor
 
+from generators.ghn.decoder import Part
 from generators.ghn.plan import Group
-
-POWER_STEPS = 8  # of the power iteration, which comes to within a tenth of it
-
-
-def largest_singular_value(matrices: Tensor) -> Tensor:
-    """Of `[..., O, K]`, from below, by power iteration from the sum of the rows: `[...]`."""
-    right = matrices.sum(dim=-2)[..., None]  # [..., K, 1]
-    for _ in range(POWER_STEPS):
-        left = matrices @ (right / right.norm(dim=-2, keepdim=True).clamp_min(1e-30))
-        right = matrices.mT @ left
-    return left.norm(dim=(-2, -1))
 
 
 @torch.no_grad()
-def shares(
-    group: Group, right: Tensor | None, spread: Tensor, *, anchor: float, limit: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def shares(group: Group, part: Part, *, anchor: float, limit: float = 0.0) -> tuple[Tensor, Tensor]:
     """The noise's and the decoded part's share in each target of M members.
 
     Args:
-        group: G targets `[O, I, *kernel]`, K = I * S.
-        right: `[M, G, r, K]`, matrices with the singular values of the decoded ones of unit Frobenius norm, see
-            `Decoder.factors`; not needed without a limit.
-        spread: `[M, G, 1]`, Frobenius norms of the decoded matrices.
+        group: G targets `[O, I, *kernel]`.
+        part: what they decode to; its largest singular values are not needed without a limit.
         anchor: the least share of the noise.
         limit: largest spectral norm of the decoded part, in units of that of noise of unit spread; 0 for none.
 
     Returns:
         Two tensors `[M, G]` whose squares add up to 1.
     """
-    least, most = (spread.new_full(spread.shape[:2], value) for value in (anchor, math.sqrt(1 - anchor**2)))
-    if right is None or not (anchor and limit):
+    least, most = (torch.full_like(part.norm, value) for value in (anchor, math.sqrt(1 - anchor**2)))
+    if part.largest is None or not (anchor and limit):
         return least, most
     noise = math.sqrt(group.outputs) + math.sqrt(math.prod(group.shape) / group.outputs)
-    decoded = spread[..., 0] * largest_singular_value(right)
-    share = torch.minimum(most, limit * noise / decoded.clamp_min(1e-30))
+    share = torch.minimum(most, limit * noise / (part.norm * part.largest).clamp_min(1e-30))
     return torch.where(share < most, (1 - share.square()).sqrt(), least), share

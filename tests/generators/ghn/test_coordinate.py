@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from generators.ghn.coordinate import CoordinateDecoder, cosines
-from generators.ghn.core import equalise, kernel_basis
+from generators.ghn.core import kernel_basis
 from generators.ghn.decoder import DecoderSettings
 from generators.ghn.plan import Group
+from generators.ghn.spectrum import equalise
 
 
 def rng(seed: int = 0) -> torch.Generator:

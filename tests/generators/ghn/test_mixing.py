@@ -1,4 +1,4 @@
-"""Shares of noise and of what is decoded, against singular values and against the formula written out."""
+"""Shares of noise and of what is decoded, against the formula written out and against what is sampled."""
 
 import math
 from dataclasses import replace
@@ -9,8 +9,9 @@ from torch import nn
 
 from generators.ghn.codes import member_noise, with_codes
 from generators.ghn.config import GHNConfig
+from generators.ghn.decoder import Part
 from generators.ghn.ghn import GHN
-from generators.ghn.mixing import largest_singular_value, shares
+from generators.ghn.mixing import shares
 from generators.ghn.plan import Group
 from generators.statistics import measure
 
@@ -29,32 +30,18 @@ def group(outputs: int, inputs: int, kernel: tuple[int, ...] = (3, 3), count: in
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(8, 300), (24, 24), (200, 30), (1, 9), (64, 1)])
-def test_largest_singular_value_is_that_of_a_decomposition(shape):
-    """From below, within a tenth on matrices of noise, whose spectrum is the hardest; exact for one direction."""
-    noise = torch.randn(5, 2, *shape, generator=rng(0))
-    exact = torch.linalg.svdvals(noise)[..., 0]
-    found = largest_singular_value(noise)
-    assert (found <= exact * (1 + 1e-5)).all() and (found >= 0.9 * exact).all()
-    one = torch.randn(shape[0], 1, generator=rng(1)) @ torch.randn(1, shape[1], generator=rng(2))
-    torch.testing.assert_close(largest_singular_value(one), torch.linalg.svdvals(one)[0], rtol=1e-4, atol=0)
-    assert largest_singular_value(torch.zeros(shape)) == 0
-
-
 def test_shares_by_hand():
     """Three members: a flat spectrum stays below the limit, one direction is cut, no limit changes nothing."""
     target = group(16, 4, (1, 1))
-    flat = torch.eye(4, 4) / 2.0
-    single = torch.zeros(4, 4).index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(1.0))
-    right = torch.stack([flat, single])[:, None].expand(2, 2, 4, 4)
-    spread = torch.full((2, 2, 1), 8.0)  # sqrt(16 * 4)
-    own, share = shares(target, right, spread, anchor=0.6, limit=1.0)
+    largest = torch.tensor([[0.5, 0.5], [1.0, 1.0]])  # of four equal values of norm 1, and of one
+    part = Part(None, torch.empty(2, 2, 16, 4), norm=torch.full((2, 2), 8.0), largest=largest)  # sqrt(16 * 4)
+    own, share = shares(target, part, anchor=0.6, limit=1.0)
     noise = math.sqrt(16) + math.sqrt(4)
     assert own[0].tolist() == pytest.approx([0.6, 0.6]) and share[0].tolist() == pytest.approx([0.8, 0.8])
     assert share[1].tolist() == pytest.approx([noise / 8.0] * 2)  # 0.75: one direction of norm 8
     torch.testing.assert_close(own.square() + share.square(), torch.ones(2, 2))
     for without in ({"anchor": 0.6, "limit": 0.0}, {"anchor": 0.0, "limit": 1.0}):
-        own, share = shares(target, right, spread, **without)
+        own, share = shares(target, part, **without)
         assert own.unique().tolist() == pytest.approx([without["anchor"]])
         assert share.unique().tolist() == pytest.approx([math.sqrt(1 - without["anchor"] ** 2)])
 
@@ -91,7 +78,7 @@ def test_what_is_written_is_what_decode_gives(decoder):
         codes = torch.stack([ghn.code(5, member, ghn.code_nodes(plan)) for member in members])
         vectors = with_codes(ghn.encoder(plan.table), codes)
         found = ghn.decode(plan, vectors, member_noise(5, members))
-        cut = [share for target in plan.groups for share in ghn._shares(target, vectors, None)[1].flatten().tolist()]
+        cut = [each for *_, share in ghn._parts(plan, vectors) for each in share.flatten().tolist()]
     assert min(cut) < 0.6 < 0.71 < max(cut)
     for name, value in found.items():
         torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
