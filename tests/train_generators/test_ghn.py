@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from collect import data, zoo_file
+from collect import zoo_file
 from collect.architectures import build
 from collect.population import train
 from collect.recipe import Recipe
@@ -36,11 +36,6 @@ QUICK = GHNTrainingConfig(
     save_every=4, ghn=SHAPE, anchor_warm_up=0.5, cosine_weight=0.0, draws=1,
 )  # fmt: skip
 NOISY = replace(QUICK, ghn=replace(SHAPE, anchor=0.5, code=4), draws=2, cosine_weight=0.3, name="n")
-
-
-@pytest.fixture(scope="module")
-def images():
-    return data.load("digits")
 
 
 # ---- one step ----------------------------------------------------------------------------------------------------

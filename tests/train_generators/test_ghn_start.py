@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import generators
-from collect import data
 from generators.errors import PowerhouseError
 from generators.ghn.config import GHNConfig
 from generators.ghn.ghn import GHN
@@ -16,11 +15,6 @@ from train_generators.ghn_step import anchor_at
 
 SHAPE = GHNConfig(hidden=16, heads=2, layers=1, width=32, rank=8, cells=8, anchor=0.5, code=4)
 CONFIG = GHNTrainingConfig(architectures=("mlp-1-w16",), steps=1, batch_size=32, save_every=1, ghn=SHAPE)
-
-
-@pytest.fixture(scope="module")
-def images():
-    return data.load("digits")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from collect import data, zoo_file
+from collect import zoo_file
 from collect.architectures import build
 from collect.population import train
 from collect.recipe import Recipe
@@ -27,11 +27,6 @@ from train_generators.tracking import read_log
 
 SHAPE = GHNConfig(hidden=16, heads=2, layers=1, width=32, rank=8, cells=8, anchor=0.3, code=4)
 NAME = "resnet-8-w4"
-
-
-@pytest.fixture(scope="module")
-def images():
-    return data.load("digits")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from collect.data import load
 from generators.errors import ConfigError
 from scripts import load_script
 from train_generators.ghn import fit
@@ -23,11 +22,6 @@ SCRIPT = Path(__file__).with_name("ghn_process.py")
 @pytest.fixture(scope="module")
 def alone():
     return load_script(SCRIPT)
-
-
-@pytest.fixture(scope="module")
-def images():
-    return load("digits")
 
 
 def test_two_processes_have_the_gradients_of_one_and_train_the_same_ghn(alone, images, tmp_path):

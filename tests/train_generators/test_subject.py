@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from collect import data
 from train_generators.subject import ImageStream
-
-
-@pytest.fixture(scope="module")
-def images():
-    return data.load("digits")
 
 
 def test_batches_depend_on_seed_step_and_number_only(images):

@@ -57,11 +57,6 @@ def result(config, screen):
     return run(config, console=screen)
 
 
-@pytest.fixture(scope="module")
-def images():
-    return data.load("digits")
-
-
 def test_curves_and_differences_are_those_of_the_zoo(result, zoo):
     """Final accuracies by seed straight from the columns of the zoo."""
     runs = Zoo(zoo).where(architecture=RESNET).runs

@@ -5,15 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from collect import data
 from generators.errors import UnknownNameError
 from train_generators.compare.config import SHIFT_NAMES
 from train_generators.compare.shifts import SEVERITIES, SHIFTS, shift, shifted_sets
-
-
-@pytest.fixture(scope="module")
-def images():
-    return data.load("digits")
 
 
 @pytest.fixture(scope="module")
