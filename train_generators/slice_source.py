@@ -24,7 +24,7 @@ from torch import Tensor
 
 from generators.errors import ConfigError
 from generators.local.groups import GroupKey
-from generators.seeds import stream
+from generators.seeds import derive, stream
 
 T = TypeVar("T")
 
@@ -188,6 +188,11 @@ class Slices:
         wanted = set(networks)
         chosen = [(stack, [i for i, name in enumerate(stack.networks) if name in wanted]) for stack in self.stacks]
         return Slices(self.key, [stack.of(each) for stack, each in chosen if each], per_tensor=self.per_tensor)
+
+    def halves(self) -> tuple[Slices, Slices]:
+        """The slices of one half of the networks, and of the other; the first has one more if their number is odd."""
+        mixed = sorted(self.networks, key=lambda network: derive(0, "halves", network))
+        return self.of(mixed[::2]), self.of(mixed[1::2])
 
     def pruned(self, fraction: float) -> Slices:
         """Without the `fraction` of the slices of every tensor that have the smallest norms, rounded down.

@@ -39,6 +39,16 @@ class SliceGroup:
     train: Slices
     held_out: Slices
 
+    def sides(self) -> tuple[Slices, Slices]:
+        """Two sets of networks with none in common, for the two-sample test (`generators.local.two_sample`).
+
+        The two halves of the networks that are held out; with a single one, those to fit on and this one; with none,
+        the two halves of those to fit on. Of a single network, the second set is empty.
+        """
+        if len(self.held_out.networks) == 1 and len(self.train):
+            return self.train, self.held_out
+        return (self.held_out if len(self.held_out) else self.train).halves()
+
     @property
     def gain(self) -> float:
         """Root mean square of the training tensors over He's, each tensor once; NaN if no fan-in is known."""

@@ -14,7 +14,7 @@ from collect.recipe import Recipe
 from collect.zoo import Zoo
 from generators.errors import ConfigError
 from generators.local.groups import GroupKey
-from train_generators.slices import open_groups, read_groups
+from train_generators.slices import SliceGroup, open_groups, read_groups
 
 SIZES = dict(patch=8, depth_buckets=3, slices_per_tensor=4096)
 
@@ -66,6 +66,17 @@ def test_networks_are_split_and_the_gain_is_that_of_the_training_ones(zoo):
     group = groups[GroupKey("conv_weight", (3, 3), 0)]
     assert group.gain == pytest.approx(math.sqrt(sum(fan * power for fan, power in chosen) / len(chosen)), rel=1e-5)
     assert group.std == pytest.approx(math.sqrt(sum(power for _, power in chosen) / len(chosen)), rel=1e-5)
+
+
+def test_the_sides_of_a_two_sample_test_share_no_network(zoo):
+    group = open_groups(zoo, **SIZES)[GroupKey("conv_weight", (3, 3), 0)]
+    train, held_out = set(group.train.networks), set(group.held_out.networks)
+    one, none = group.held_out.of(sorted(held_out)[:1]), group.held_out.of([])
+    for case, allowed in ((group, held_out), (SliceGroup(group.train, one), train | held_out),
+                          (SliceGroup(group.train, none), train)):  # fmt: skip
+        first, second = (set(side.networks) for side in case.sides())
+        assert first and second and not first & second and first | second <= allowed
+    assert len(held_out) > 1 and [len(side.networks) for side in SliceGroup(none, one).sides()] == [1, 0]
 
 
 def test_the_view_of_a_zoo_is_what_is_read(zoo):
