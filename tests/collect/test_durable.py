@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from collect import durable as module
 from collect.durable import durable, sweep
+from full_disk import disk_of
 from generators.errors import ZooError
 
 WRITER = """
@@ -25,17 +23,6 @@ with durable(pathlib.Path(sys.argv[1])) as temporary:
     print("writing", flush=True)
     time.sleep(60)
 """
-
-
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """Writes beyond `size` bytes fail, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_name_appears_with_the_content_and_nothing_else_stays(tmp_path: Path) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -17,20 +14,10 @@ from collect import data, zoo_file
 from collect.population import Population, train
 from collect.recipe import ADDED, Recipe, canonical_json, population_id, run_ids
 from collect.zoo_file import read_header, verify, write
+from full_disk import disk_of
 from generators.errors import ZooError
 
 SEEDS = (3, 5)
-
-
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """Writes beyond `size` bytes fail, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="module")
