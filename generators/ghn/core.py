@@ -29,17 +29,19 @@ GRID = 3  # the core holds a 3 x 3 kernel, the most common one; others are read 
 SHARED, OWN = 0.5, 0.35  # start spread of the part of a core that all nodes share, and of the part of the node
 
 
-def interpolation(count: int, cells: int, *, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower cell, upper cell and weight of the upper one for `count` evenly spread places over `cells` cells."""
+def interpolation(count: int, cells: int, *, device: torch.device | None = None) -> Tensor:
+    """`[count, cells]`: how much of each of `cells` cells each of `count` evenly spread places takes.
+
+    Linear between the centres of neighbouring cells, level beyond the outer ones.
+    """
     place = (torch.arange(count, device=device) + 0.5) / count * cells - 0.5
-    low = place.floor().clamp(0, cells - 1)
-    return low.long(), (low.long() + 1).clamp(max=cells - 1), (place - low).clamp(0, 1)
+    distance = place.clamp(0, cells - 1)[:, None] - torch.arange(cells, device=device)
+    return (1 - distance.abs()).clamp_min(0)
 
 
 def read_table(table: Tensor, count: int) -> Tensor:
-    """`[cells, R]` to `[count, R]`, linear between the centres of neighbouring cells."""
-    low, high, weight = interpolation(count, len(table), device=table.device)
-    return torch.lerp(table[low], table[high], weight.to(table)[:, None])
+    """`[cells, R]` to `[count, R]`, interpolated."""
+    return interpolation(count, len(table), device=table.device).to(table) @ table
 
 
 def kernel_basis(kernel: tuple[int, ...], *, device: torch.device | None = None) -> Tensor:
@@ -48,16 +50,26 @@ def kernel_basis(kernel: tuple[int, ...], *, device: torch.device | None = None)
     A 3 x 3 kernel takes the grid as it is, a 1 x 1 kernel and a linear layer its centre, a 1-D kernel the middle row,
     larger kernels interpolate.
     """
+    height, width = (interpolation(size, GRID, device=device) for size in (1, 1, *kernel)[-2:])
+    return torch.einsum("hk,wl->hwkl", height, width).reshape(-1, GRID * GRID)
 
-    def axis(size: int) -> Tensor:
-        grid = torch.eye(GRID, device=device)
-        if size == 1:
-            return grid[GRID // 2 : GRID // 2 + 1]
-        low, high, weight = interpolation(size, GRID, device=device)
-        return torch.lerp(grid[low], grid[high], weight[:, None])
 
-    height, width = (1, 1, *kernel)[-2:]
-    return torch.einsum("hk,wl->hwkl", axis(height), axis(width)).reshape(height * width, GRID * GRID)
+@dataclass(frozen=True)
+class Table:
+    """A table as layers of one size read it.
+
+    Attributes:
+        values: `[n, R]`, a row per channel, class or kernel position.
+        gram: `values^T values`, `[R, R]`, in double precision: tables are far from orthogonal.
+    """
+
+    values: Tensor
+    gram: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Table:
+        exact = values.double() if values.device.type != "mps" else values  # which has no double precision
+        return cls(values, exact.mT @ exact)
 
 
 @dataclass(frozen=True)
@@ -70,21 +82,14 @@ class Reading:
         kernel: B, `[S, GRID * GRID]`.
     """
 
-    rows: Tensor
-    columns: Tensor
-    kernel: Tensor
-
-    def to(self, dtype: torch.dtype) -> Reading:
-        return Reading(self.rows.to(dtype), self.columns.to(dtype), self.kernel.to(dtype))
-
-    def grams(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`U^T U`, `V^T V` and `B^T B`."""
-        return self.rows.mT @ self.rows, self.columns.mT @ self.columns, self.kernel.mT @ self.kernel
+    rows: Table
+    columns: Table
+    kernel: Table
 
     def spread(self, cores: Tensor) -> Tensor:
         """Cores `[M, G, R, R, GRID * GRID]` over inputs and kernel positions: `[M, G, R, I * S]`."""
-        taken = (cores @ self.kernel.mT).mT  # [M, G, R, S, R]
-        return (taken @ self.columns.mT).mT.flatten(-2)
+        taken = (cores @ self.kernel.values.mT).mT  # [M, G, R, S, R]
+        return (taken @ self.columns.values.mT).mT.flatten(-2)
 
 
 def _right_gram(cores: Tensor, column_gram: Tensor, kernel_gram: Tensor) -> Tensor:
@@ -138,26 +143,23 @@ class CoreDecoder(Decoder):
         counts = [len(group.names) for group in groups]
         norms = self.norms(groups, targets).split(counts, dim=1)
 
-        which = [index for index, count in enumerate(counts) for _ in range(count)]
-        group_of = torch.tensor(which, device="cpu").to(targets.device)
-
         def per_target(values: Iterable[Tensor]) -> Tensor:
-            return torch.stack(list(values))[group_of]
+            return torch.cat([each.expand(count, *each.shape) for each, count in zip(values, counts, strict=True)])
 
-        exact = torch.float32 if targets.device.type == "mps" else torch.float64  # tables are far from orthogonal
-        grams = zip(*(each.to(exact).grams() for each in readings), strict=True)
-        row_gram, column_gram, kernel_gram = map(per_target, grams)
+        row_gram = per_target(each.rows.gram for each in readings)
+        column_gram = per_target(each.columns.gram for each in readings)
+        kernel_gram = per_target(each.kernel.gram for each in readings)
         cores = self.cores(targets)
-        right_gram = _right_gram(cores.to(exact), column_gram, kernel_gram)
+        right_gram = _right_gram(cores.to(row_gram.dtype), column_gram, kernel_gram)
         between = equaliser(row_gram, right_gram, self.settings.spectrum_steps)
         cores = (between.to(cores) @ cores.flatten(-2)).unflatten(-1, cores.shape[-2:])
         found: Sequence[Tensor | None] = [None] * len(groups)
         if largest:
-            sums = per_target(each.rows.sum(dim=0) for each in readings)
-            values = largest_of_product(row_gram, between @ right_gram @ between.mT, sums.to(exact))
+            sums = per_target(each.rows.values.sum(dim=0) for each in readings).to(row_gram)
+            values = largest_of_product(row_gram, between @ right_gram @ between.mT, sums)
             found = values.to(cores).split(counts, dim=1)
         for each, own, norm, value in zip(readings, cores.split(counts, dim=1), norms, found, strict=True):
-            yield Part(each.rows, each.spread(own), norm, value)
+            yield Part(each.rows.values, each.spread(own), norm, value)
 
     def cores(self, targets: Tensor) -> Tensor:
         """`[M, T, R, R, GRID * GRID]` from the vectors of targets `[M, T, C]`."""
@@ -166,12 +168,16 @@ class CoreDecoder(Decoder):
 
     def readings(self, groups: Sequence[Group]) -> list[Reading]:
         """The tables as each group reads them; each size is read once."""
-        rows = {size: read_table(self.rows, size) for size in {each.outputs for each in groups if not each.output}}
-        columns = {size: read_table(self.columns, size) for size in {each.inputs for each in groups}}
+        device = self.rows.device
+        classes = Table.of(self.class_codes) if any(each.output for each in groups) else None
+        rows = {size: Table.of(read_table(self.rows, size)) for size in {each.outputs for each in groups}}
+        columns = {size: Table.of(read_table(self.columns, size)) for size in {each.inputs for each in groups}}
         kernels = {
-            size: kernel_basis(size, device=self.rows.device).to(self.rows) for size in {each.kernel for each in groups}
+            size: Table.of(kernel_basis(size, device=device).to(self.rows)) for size in {each.kernel for each in groups}
         }
         return [
-            Reading(self.class_codes if each.output else rows[each.outputs], columns[each.inputs], kernels[each.kernel])
+            Reading(
+                classes if each.output and classes else rows[each.outputs], columns[each.inputs], kernels[each.kernel]
+            )
             for each in groups
         ]

@@ -109,7 +109,7 @@ class Decoder(nn.Module, ABC):
     def targets(self, groups: Sequence[Group], node_vectors: Tensor) -> Tensor:
         """`[M, T, C]`: the vector of each target, from those of the nodes `[M, N, C]`."""
         nodes, blocks = (torch.cat(each) for each in zip(*((g.nodes, g.block_rows) for g in groups), strict=True))
-        return node_vectors[:, nodes] + self.block_codes[blocks]
+        return node_vectors.index_select(1, nodes) + self.block_codes.index_select(0, blocks)
 
     def norms(self, groups: Sequence[Group], targets: Tensor) -> Tensor:
         """`[M, T]`: Frobenius norm of each target for unit spread, times its bounded gain."""

@@ -143,8 +143,8 @@ class GHN(Generator):
         pieces: dict[str, dict[int, Tensor]] = defaultdict(dict)
         for group, part, own, share in self._parts(plan, vectors, anchor):
             decoded = part.matrices(group.target_std * share * part.norm).unflatten(-1, (group.inputs, *group.kernel))
-            for index, (name, block) in enumerate(zip(group.names, group.blocks, strict=True)):
-                value = decoded[:, index]
+            for index, value in enumerate(decoded.unbind(1)):
+                name, block = group.names[index], group.blocks[index]
                 if (self.config.anchor if anchor is None else anchor) > 0:
                     eps = noise(f"{name}[{block}]", value.shape).to(value)
                     scale = group.target_std * own[:, index]

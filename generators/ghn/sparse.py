@@ -45,9 +45,11 @@ class RelationAttention(TransformerConv):
             own = query[:, tile.targets]
             relation = tile.relation.expand(self.heads, -1, -1)  # [heads, T, S]; R where there is none
             by_relation = nn.functional.pad(own @ edge.mT, (0, 1), value=-math.inf)  # [heads, T, R + 1]
-            weights = torch.softmax(own @ key[:, tile.sources].mT + by_relation.gather(2, relation), dim=-1)
+            weights = torch.softmax(
+                own @ key.index_select(1, tile.sources).mT + by_relation.gather(2, relation), dim=-1
+            )
             shares = torch.zeros_like(by_relation).scatter_add(2, relation, weights)[..., :-1]
-            mixed.append(weights @ value[:, tile.sources] + shares @ edge)
+            mixed.append(weights @ value.index_select(1, tile.sources) + shares @ edge)
         return torch.cat(mixed, dim=1).transpose(0, 1).flatten(1)
 
 

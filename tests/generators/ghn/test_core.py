@@ -115,9 +115,10 @@ def test_kernel_basis_of_the_common_kernels():
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 16, 33])
 @pytest.mark.parametrize("cells", [1, 3, 8])
 def test_interpolation(count, cells):
-    """Indices within the table, weights in [0, 1], and the curve that they read against the slow one."""
-    low, high, weight = interpolation(count, cells)
-    assert low.min() >= 0 and high.max() < cells and weight.min() >= 0 and weight.max() <= 1
+    """Shares of two neighbours that add up to one, and the curve that they read against the slow one."""
+    shares = interpolation(count, cells)
+    assert shares.shape == (count, cells) and shares.min() >= 0 and (shares > 0).sum(1).max() <= 2
+    torch.testing.assert_close(shares.sum(1), torch.ones(count))
     table = torch.randn(cells, 4, generator=rng(), dtype=torch.float64)
     wanted = [[slow_read(table[:, r].tolist(), (k + 0.5) / count * cells) for r in range(4)] for k in range(count)]
     torch.testing.assert_close(read_table(table, count), torch.tensor(wanted).double(), rtol=1e-5, atol=1e-6)
