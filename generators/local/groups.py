@@ -1,9 +1,10 @@
 """Weight groups: which slices of which tensors one local generator models, and how tensors are cut and put together.
 
-A slice is one spatial kernel `[h, w]` of a convolution. What mixes channels without looking around (linear layers,
-attention and recurrent projections, 1x1 convolutions) is a matrix, cut into row patches: `patch` neighbouring weights
-of one row, a `[1, patch]` slice. A group is keyed by (role, slice shape, depth bucket), not by layer index, so that
-any model is served.
+A slice is one spatial kernel of a convolution: `[h, w]`, or `[k]` or `[d, h, w]` if it has one axis or three. What
+mixes channels without looking around (linear layers, attention and recurrent projections, 1x1 convolutions) is a
+matrix, cut into row patches: `patch` neighbouring weights of one row, a `[1, patch]` slice. A group is keyed by (role,
+slice shape, depth bucket), not by layer index, so that any model is served: a tensor whose own group no generator knows
+is drawn from the nearest (`nearest`), and from one of another kernel size if its slices are resized (`GroupKey.fit`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from generators.errors import ConfigError
 from generators.inventory import MATRIX_ROLES, Role
+from generators.local.resize import resized
+
+MOST_STRETCH = 2.5  # to and from 3x3: 2x2, 5x5 and 7x7, but no patches of 16x16
 
 
 @dataclass(frozen=True, order=True)
@@ -53,6 +58,11 @@ class GroupKey:
         """What the group holds, for people: "3x3 kernels" or "row patches of 8"."""
         return f"row patches of {self.shape[1]}" if self.patches else f"{'x'.join(map(str, self.shape))} kernels"
 
+    @property
+    def plane(self) -> tuple[int, int]:
+        """The shape with two axes, for models that want them: of one axis a row, of three one plane below the other."""
+        return math.prod(self.shape[:-1]), self.shape[-1]
+
     def lines(self, tensor_shape: tuple[int, ...]) -> tuple[int, int]:
         """How the numbers of a tensor lie: in so many lines of so many numbers, each of which is cut on its own.
 
@@ -77,6 +87,11 @@ class GroupKey:
         lines, columns = self.lines(tensor_shape)
         return slices.reshape(lines, -1)[:, :columns].reshape(tensor_shape)
 
+    def fit(self, slices: Tensor, shape: tuple[int, ...], draws: torch.Generator) -> Tensor:
+        """Slices of this group, `[N, *self.shape]` or flat, as slices `[N, *shape]`; `draws` as in `resized`."""
+        slices = slices.reshape(-1, *self.shape)
+        return slices if shape == self.shape else resized(slices, shape, draws)
+
 
 def group_key(
     role: Role | str, shape: tuple[int, ...], depth: float, *, patch: int, depth_buckets: int
@@ -91,7 +106,32 @@ def group_key(
     return GroupKey(Role.MATRIX.value, (1, patch), bucket)
 
 
-def nearest(key: GroupKey, known: tuple[GroupKey, ...]) -> GroupKey | None:
-    """The group of `known` with the role and slice shape of `key` and the nearest depth bucket (the earlier of two)."""
-    alike = [group for group in known if (group.role, group.shape) == (key.role, key.shape)]
-    return min(alike, key=lambda group: (abs(group.bucket - key.bucket), group.bucket), default=None)
+def _stretch(key: GroupKey, group: GroupKey) -> float:
+    """By how much the axis that differs most is longer or shorter: 1 if none is, infinite if there is no way."""
+    if key.role != group.role or len(key.shape) != len(group.shape):
+        return math.inf
+    pairs = list(zip(key.shape, group.shape, strict=True))
+    if any((wanted == 1) != (size == 1) for wanted, size in pairs):
+        return math.inf
+    return max(max(wanted / size, size / wanted) for wanted, size in pairs)
+
+
+def nearest(key: GroupKey, known: tuple[GroupKey, ...], *, most_stretch: float = 1.0) -> GroupKey | None:
+    """The group whose slices serve `key`, or None: the least stretched one, then that at the nearest depth.
+
+    A group serves if it has the role of `key` and slices of as many axes, of which each is at most `most_stretch` times
+    longer or shorter. An axis of one weight is never stretched, nor are row patches. Of two depths that are equally
+    near, it is the earlier one.
+    """
+    most_stretch = 1.0 if key.patches else most_stretch
+    able = [group for group in known if _stretch(key, group) <= most_stretch]
+    return min(able, key=lambda group: (_stretch(key, group), abs(group.bucket - key.bucket), group), default=None)
+
+
+def explained(key: GroupKey, found: GroupKey) -> str:
+    """How the group that was `found` for `key` serves it, for reports."""
+    if found == key:
+        return str(found)
+    if found.shape == key.shape:
+        return f"{found}, the nearest in depth to {key}"
+    return f"{found}, resized to {key.slices}: the nearest in size to {key}"

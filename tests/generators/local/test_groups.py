@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from generators.errors import ConfigError
-from generators.local.groups import GroupKey, group_key, nearest
+from generators.local.groups import MOST_STRETCH, GroupKey, explained, group_key, nearest
+from generators.local.resize import resized
+from generators.seeds import stream
 
 SIZES = dict(patch=8, depth_buckets=3)
 
@@ -80,6 +82,49 @@ def test_the_nearest_group_has_the_same_slices_and_the_earlier_of_two_depths():
     assert nearest(GroupKey.parse("conv_weight-3x3-1"), known) == known[0]
     assert nearest(GroupKey.parse("conv_weight-7x7-1"), known) is None
     assert nearest(GroupKey.parse("matrix-1x8-2"), known) == known[3]
+
+
+def test_another_kernel_size_is_taken_from_the_least_stretched_group_then_the_nearest_depth():
+    texts = "conv_weight-3x3-0 conv_weight-3x3-2 conv_weight-5x5-0 conv_weight-1x7-1 conv_weight-5-1 matrix-1x8-0"
+    known = tuple(map(GroupKey.parse, texts.split()))
+
+    def found(text: str) -> str:
+        return str(nearest(GroupKey.parse(text), known, most_stretch=MOST_STRETCH))
+
+    assert found("conv_weight-3x3-1") == "conv_weight-3x3-0", "its own size, though it is no less near to 5x5-0"
+    assert found("conv_weight-7x7-2") == "conv_weight-5x5-0", "7/5 is less than 7/3, whatever the depth"
+    assert found("conv_weight-2x2-2") == "conv_weight-3x3-2"
+    assert found("conv_weight-4x4-1") == "conv_weight-5x5-0", "5/4 is less than 4/3"
+    assert found("conv_weight-1x3-0") == "conv_weight-1x7-1" and found("conv_weight-3-0") == "conv_weight-5-1"
+    assert {found(f"conv_weight-{shape}-0") for shape in ("16x16", "3x1", "3x3x3", "13")} == {"None"}
+    assert found("matrix-1x4-0") == "None", "row patches are not stretched"
+    assert nearest(GroupKey.parse("conv_weight-3x3x3-0"), (), most_stretch=MOST_STRETCH) is None
+
+
+def test_slices_are_fitted_to_the_shape_of_a_tensor():
+    key, wanted = GroupKey("conv_weight", (3, 3), 0), GroupKey("conv_weight", (7, 7), 0)
+    slices = torch.randn(6 * 4, 9, generator=stream(0, "slices"))
+    assert torch.equal(key.fit(slices, (3, 3), stream(0, "draws")), slices.reshape(-1, 3, 3))
+    fitted = key.fit(slices, wanted.shape, stream(0, "draws"))
+    assert torch.equal(fitted, resized(slices.reshape(-1, 3, 3), (7, 7), stream(0, "draws")))
+    assert wanted.join(fitted, (6, 4, 7, 7)).shape == (6, 4, 7, 7)
+
+
+@pytest.mark.parametrize(("shape", "plane"), [((5,), (1, 5)), ((3, 4), (3, 4)), ((2, 3, 4), (6, 4))])
+def test_kernels_of_one_and_of_three_axes_are_cut_and_put_back(shape, plane):
+    tensor = torch.randn(4, 3, *shape, generator=stream(0, "tensor"))
+    key = group_key("conv_weight", tuple(tensor.shape), 0.0, **SIZES)
+    slices = key.cut(tensor)
+    assert key.shape == shape and key.plane == plane and slices.shape == (12, *shape)
+    assert torch.equal(slices[5], tensor[1, 2])
+    assert torch.equal(key.join(slices.reshape(-1, *plane), tuple(tensor.shape)), tensor)
+
+
+def test_reports_say_how_a_group_serves():
+    own, deeper, larger = map(GroupKey.parse, ("conv_weight-3x3-0", "conv_weight-3x3-2", "conv_weight-7x7-0"))
+    assert explained(own, own) == "conv_weight-3x3-0"
+    assert explained(deeper, own) == "conv_weight-3x3-0, the nearest in depth to conv_weight-3x3-2"
+    assert "conv_weight-3x3-0, resized to 7x7 kernels" in explained(larger, own)
 
 
 def test_names_for_people():
