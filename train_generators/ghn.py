@@ -22,13 +22,13 @@ from torch import nn
 
 from collect.data import ImageSet, load
 from collect.durable import durable
-from collect.forms import choose
 from collect.provenance import versions
 from collect.zoo import Zoo
 from generators import checkpoint
 from generators.commandline import progress
 from generators.errors import ConfigError
 from generators.ghn.ghn import GHN
+from train_generators.architectures import resolve
 from train_generators.ghn_config import DETERMINISTIC, NOISE, GHNTrainingConfig, facts
 from train_generators.ghn_step import gradients
 from train_generators.judging import variety, zero_shot
@@ -42,15 +42,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 log = logging.getLogger(__name__)
-
-
-def _training_architectures(config: GHNTrainingConfig, zoo: Zoo | None) -> tuple[str, ...]:
-    names = config.architectures
-    if not names and zoo is not None:
-        names = tuple(sorted({str(run["architecture"]) for run in zoo.runs} - set(config.held_out)))
-    if not names:
-        raise ConfigError("no architectures to train on; name some (--architectures resnet-8-w8 vgg-3-w8) or a --zoo")
-    return names
 
 
 def _rate(config: GHNTrainingConfig, step: int) -> float:
@@ -120,7 +111,7 @@ def fit(
         config: every choice of the training.
         out: folder of the checkpoint, which all processes see; `out/training` keeps the resolved configuration, the log
             and the state.
-        zoo: where the architectures come from if the configuration names none.
+        zoo: where the architectures come from if the configuration names none, and the teachers of `objective.zoo`.
         images: the data set, if it is loaded already.
         fabric: processes, device and precision of the training, see `train_generators.processes.join`; by default this
             process on its CPU, in the precision of the configuration.
@@ -143,11 +134,9 @@ def fit(
             f"--meta-batch that is a multiple of {fabric.world_size}"
         )
     opened = zoo if isinstance(zoo, Zoo) or zoo is None else Zoo(zoo)
-    config = dataclasses.replace(config, architectures=_training_architectures(config, opened))
     if images is None:
         images = load(config.data, root=config.data_root)
-    for name in config.held_out:  # one that does not fit the images is found now, not at the first evaluation
-        choose(name, shape=images.shape, classes=len(images.classes))
+    config = resolve(config, opened, images)
     if opened is not None and (others := {str(run["data"]) for run in opened.runs} - {images.name, config.data}):
         log.warning(
             "the networks of the zoo were trained on %s, the image loss is that of %s: is --data right?",
@@ -256,7 +245,8 @@ def main(
     Args:
         out: Folder of the checkpoint. Given again after a kill, the training goes on; use it with
             `python -m generators init --with OUT`.
-        zoo: Folder of a zoo whose architectures to train on, if --architectures names none.
+        zoo: Folder of a zoo whose architectures to train on if no others are given, and of the networks that
+            --objective.zoo fits.
         config: How the GHN is trained.
         encoder: sparse, transformer (GHN-3) or gated (GHN-2), in place of --ghn.encoder.
         decoder: core, coordinate, block (GHN-2 and GHN-3) or fan-in-block (the same, spread free), in place of
@@ -300,7 +290,8 @@ def main_noise(
 
     Args:
         out: Folder of the checkpoint. Given again after a kill, the training goes on.
-        zoo: Folder of a zoo whose architectures to train on, if --architectures names none.
+        zoo: Folder of a zoo whose architectures to train on if no others are given, and of the networks that
+            --objective.zoo fits.
         config: How the GHN is trained.
         encoder: sparse, transformer (GHN-3) or gated (GHN-2), in place of --ghn.encoder.
         decoder: core, coordinate, block (GHN-2 and GHN-3) or fan-in-block (the same, spread free), in place of

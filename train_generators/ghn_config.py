@@ -11,6 +11,7 @@ from collect.architectures import parse
 from collect.data import ImageSet
 from generators.errors import ConfigError
 from generators.ghn.config import GHNConfig
+from train_generators.architectures import Pool
 from train_generators.objectives import Objective
 
 
@@ -19,8 +20,12 @@ class GHNTrainingConfig:
     """Every choice of one GHN training; saved beside the checkpoint.
 
     Attributes:
-        architectures: What the GHN is trained on, such as resnet-8-w8 vgg-3-w8; () takes those of the zoo.
+        architectures: What the GHN is trained on, such as resnet-8-w8 vgg-3-w8. Without any, and without a pool, those
+            of the zoo.
         held_out: Architectures that are evaluated, on validation images, and never trained on.
+        pool: Architectures drawn from families, on top of the named ones.
+        mix_zoo: Those of the zoo come on top of the named and drawn ones.
+        hold_out: Share of the drawn ones and of those of the zoo that is held out, chosen by a hash of their names.
         data: Data set, see `collect.data.load`.
         data_root: Where torchvision sets lie.
         start: Checkpoint of a GHN that is trained on, with this data and objective: a published name or a folder. Its
@@ -51,6 +56,9 @@ class GHNTrainingConfig:
 
     architectures: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
+    pool: Pool = field(default_factory=Pool)
+    mix_zoo: bool = False
+    hold_out: float = 0.0
     data: str = "digits"
     data_root: Path | None = None
     start: str = ""
@@ -78,6 +86,8 @@ class GHNTrainingConfig:
         both = set(self.architectures) & set(self.held_out)
         if both:
             raise ConfigError(f"{sorted(both)} are both trained on and held out; take them out of one list")
+        if not 0 <= self.hold_out < 1:
+            raise ConfigError(f"hold_out is a share, at least 0 and less than 1, got {self.hold_out}")
         if min(self.steps, self.meta_batch, self.draws, self.evaluate_every, self.save_every) < 1:
             raise ConfigError("steps, meta_batch, draws, evaluate_every and save_every must be at least 1")
         if self.batch_size < 2:
