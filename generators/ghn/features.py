@@ -186,9 +186,7 @@ def node_table(graph: Graph, *, distance_limit: int) -> NodeTable:
     """The table of `graph` with relations between nodes at most `distance_limit` steps apart, both ways."""
     count = len(graph.nodes)
     rows = [_node_row(node, count) for node in graph.nodes]
-    forward = graph.distances(distance_limit)  # [N, N], -1 where out of reach
-    source, target = torch.where(forward > 0)
-    steps = forward[source, target]
+    source, target, steps = graph.close_pairs(distance_limit)
     itself = torch.arange(count)
     pairs = torch.stack([torch.cat([itself, source, target]), torch.cat([itself, target, source])])
     relation = torch.cat([torch.zeros(count, dtype=torch.int64), steps, distance_limit + steps])

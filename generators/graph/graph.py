@@ -159,8 +159,6 @@ class Graph:
     def distances(self, limit: int | None = None) -> Tensor:
         """Lengths of the shortest forward ways.
 
-        One pass in topological order: the distances to a node are the least of those to its predecessors plus 1.
-
         Args:
             limit: greater lengths count as unreachable.
 
@@ -168,13 +166,33 @@ class Graph:
             int64 `[N, N]`: entry (i, j) is the number of edges from node i to node j, 0 on the diagonal, -1 if there is
             no way or only a longer one than `limit`.
         """
-        count = len(self.nodes)
-        far = np.int32(np.iinfo(np.int32).max // 2)
-        to = np.full((count, count), far, dtype=np.int32)  # row: target, column: source
+        limit = len(self.nodes) if limit is None else limit
+        ways = self._ways(limit).astype(np.int64)
+        ways[ways > limit] = -1
+        return torch.from_numpy(ways.T.copy())
+
+    def close_pairs(self, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Every pair of different nodes with a forward way of at most `limit` edges: source, target and length.
+
+        What `distances` says, in a fraction of the memory. int64 `[P]` each, ordered by source.
+        """
+        ways = self._ways(limit)
+        np.fill_diagonal(ways, limit + 1)
+        close = ways.T <= limit
+        source, target = np.nonzero(close)
+        steps = ways[target, source].astype(np.int64)
+        return torch.from_numpy(source), torch.from_numpy(target), torch.from_numpy(steps)
+
+    def _ways(self, limit: int) -> np.ndarray:
+        """`[N, N]`, target by source: edges on the shortest way, `limit + 1` for longer ones, in few bytes.
+
+        One pass in topological order: the distances to a node are the least of those to its predecessors plus 1.
+        """
+        count, far = len(self.nodes), limit + 1
+        ways = np.full((count, count), far, dtype=np.min_scalar_type(far + 1))
         for index, before in enumerate(self.predecessors):
             if before:
-                np.minimum.reduce(to[list(before)], axis=0, out=to[index])
-                to[index] += 1
-            to[index, index] = 0
-        to[to > (limit if limit is not None else count)] = -1
-        return torch.from_numpy(to.T.astype(np.int64))
+                np.minimum.reduce(ways[list(before)], axis=0, out=ways[index])
+                np.minimum(ways[index] + 1, far, out=ways[index], casting="unsafe")
+            ways[index, index] = 0
+        return ways

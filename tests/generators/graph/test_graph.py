@@ -38,10 +38,16 @@ def longest_ways(graph: Graph) -> list[float]:
     return [length(index) / length(len(graph) - 1) for index in range(len(graph))]
 
 
-@pytest.mark.parametrize("limit", [None, 3, 0])
+@pytest.mark.parametrize("limit", [None, 3, 0, 254, 255])
 def test_distances_are_those_of_a_breadth_first_search(limit):
+    """Close pairs are the positive ones among them; limits on both sides of what a byte holds."""
     graph = trace(torchvision.models.densenet121())
-    assert graph.distances(limit).tolist() == breadth_first(graph, limit)
+    wanted = breadth_first(graph, limit)
+    assert graph.distances(limit).tolist() == wanted
+    if limit is not None:
+        pairs = {(i, j, steps) for i, row in enumerate(wanted) for j, steps in enumerate(row) if steps > 0}
+        found = list(zip(*(each.tolist() for each in graph.close_pairs(limit)), strict=True))
+        assert set(found) == pairs and len(found) == len(pairs)
 
 
 def test_depth_is_the_longest_way():
