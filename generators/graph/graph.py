@@ -178,8 +178,7 @@ class Graph:
         """
         ways = self._ways(limit)
         np.fill_diagonal(ways, limit + 1)
-        close = ways.T <= limit
-        source, target = np.nonzero(close)
+        source, target = (~(ways.T > limit)).nonzero()
         steps = ways[target, source].astype(np.int64)
         return torch.from_numpy(source), torch.from_numpy(target), torch.from_numpy(steps)
 
