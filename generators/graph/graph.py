@@ -178,7 +178,7 @@ class Graph:
         """
         ways = self._ways(limit)
         np.fill_diagonal(ways, limit + 1)
-        source, target = (~(ways.T > limit)).nonzero()
+        source, target = np.nonzero(np.less_equal(ways.T, limit))
         steps = ways[target, source].astype(np.int64)
         return torch.from_numpy(source), torch.from_numpy(target), torch.from_numpy(steps)
 
