@@ -28,7 +28,7 @@ from generators.seeds import derive, stream
 
 T = TypeVar("T")
 
-STRIP = 128  # slices; shorter strips mix better and take longer to read
+STRIP = 256  # slices; shorter strips mix better and take longer to read
 WINDOW = 1 << 22  # bytes of a window, at least one strip per slice of a batch
 RAM_LIMIT = 1 << 28  # bytes of slices that `Slices.in_ram` holds at most, unless told otherwise
 
@@ -90,32 +90,37 @@ class TensorStack:
         lines, columns = self.key.lines(self.shape)
         return lines * (columns // self.size)
 
+    @cached_property
+    def _line(self) -> tuple[int, int]:
+        """Numbers of a line, and slices that fit into it; slices that fill the lines are lines of their own."""
+        _, columns = self.key.lines(self.shape)
+        return (columns, columns // self.size) if columns % self.size else (self.size, 1)
+
     def _stored(self, index: int, start: int, stop: int) -> np.ndarray:
         """Slices `start` to `stop` of network `index`, kept or not, as they are stored, [stop - start, d]."""
-        _, columns = self.key.lines(self.shape)
-        per_line, rest = divmod(columns, self.size)
-        first, last = start // per_line, -(-stop // per_line)
-        if not rest:
-            first, last, columns = start, stop, self.size
+        columns, fit = self._line
+        first, last = start // fit, -(-stop // fit)
         numbers = self.values()[self.rows[index], self.offset + first * columns : self.offset + last * columns]
-        if not rest:
-            return numbers.reshape(-1, self.size)
-        slices = numbers.reshape(-1, columns)[:, : per_line * self.size].reshape(-1, self.size)
-        return slices[start - first * per_line : stop - first * per_line]
+        if columns == self.size:
+            return numbers.reshape(-1, columns)
+        slices = numbers.reshape(-1, columns)[:, : fit * self.size].reshape(-1, self.size)
+        return slices[start - first * fit : stop - first * fit]
 
     def stored(self, index: int, start: int, stop: int) -> np.ndarray:
         """The same of the slices that are kept."""
         if self.kept is None:
             return self._stored(index, start, stop)
         places = self.kept[index, start:stop]
-        return self._stored(index, places[0], places[-1] + 1)[places - places[0]]
+        first = int(places[0])
+        return self._stored(index, first, int(places[-1]) + 1).take(places - first, axis=0)
 
-    def strip(self, index: int, start: int, length: int) -> Iterator[np.ndarray]:
+    def strip(self, index: int, start: int, length: int) -> list[np.ndarray]:
         """`length` kept slices from `start` on, from the beginning again after the last one, in pieces."""
-        while length:
-            stop = min(start + length, self.count)
-            yield self.stored(index, start, stop)
-            start, length = 0, length - (stop - start)
+        pieces = []
+        while start + length > self.count:
+            pieces.append(self.stored(index, start, self.count))
+            start, length = 0, length - (self.count - start)
+        return [*pieces, self.stored(index, start, start + length)] if length else pieces
 
     def measured(self, pruned: float) -> TensorStack:
         """The stack with `pruned`, `kept`, `powers` and `scales`; reads every number once."""
@@ -168,8 +173,13 @@ class Slices:
 
     def __init__(self, key: GroupKey, stacks: Sequence[TensorStack], *, per_tensor: int) -> None:
         self.key, self.stacks, self.per_tensor = key, tuple(stacks), per_tensor
-        self._weights = np.array([min(stack.count, per_tensor) for stack in stacks], dtype=np.int64)
-        self._ends = np.cumsum(self._weights * np.array([len(stack.rows) for stack in stacks], dtype=np.int64))
+        networks = np.array([len(stack.rows) for stack in stacks], dtype=np.int64)
+        self._counts = np.array([stack.count for stack in stacks], dtype=np.int64)
+        self._weights = self._counts.clip(max=per_tensor)  # of one network's tensor
+        self._ends = np.cumsum(self._weights * networks)
+        self._begins = self._ends - self._weights * networks
+        self._firsts = np.cumsum(networks) - networks
+        self._scales = np.array([scale for stack in stacks for scale in stack.scales], dtype=np.float32)
 
     def __len__(self) -> int:
         """Slices that count."""
@@ -244,15 +254,13 @@ class Slices:
         which, starts = torch.randint(2**62, (2, strips), generator=draws).numpy()  # so many values hide the remainder
         which %= len(self)
         found = np.searchsorted(self._ends, which, side="right")
-        indices = (which - np.append(0, self._ends)[found]) // self._weights[found]
+        indices = (which - self._begins[found]) // self._weights[found]
+        starts %= self._counts[found]
         pieces: list[np.ndarray] = []
-        scales = []
         for number, index, start in zip(found.tolist(), indices.tolist(), starts.tolist(), strict=True):
-            stack = self.stacks[number]
-            pieces.extend(stack.strip(index, start % stack.count, STRIP))
-            scales.append(stack.scales[index])
+            pieces.extend(self.stacks[number].strip(index, start, STRIP))
         window = torch.from_numpy(np.concatenate(pieces, dtype=np.float32)).reshape(strips, STRIP, -1)
-        window *= torch.tensor(scales)[:, None, None]
+        window *= torch.from_numpy(self._scales[self._firsts[found] + indices])[:, None, None]
         return window.transpose(0, 1).contiguous()
 
 

@@ -133,7 +133,7 @@ def test_every_slice_of_a_tensor_is_as_likely_and_tensors_count_by_their_slices_
 
 
 def test_a_share_in_ram_takes_no_more_than_the_limit_and_holds_real_slices():
-    slices = CASES["kernels"]
+    slices = Slices(KERNELS, stack(KERNELS, (32, 32, 3, 2), (4, 3, 3, 2)), per_tensor=4096)
     share = slices.in_ram(limit=4 * 6 * STRIP * 2, seed=1)
     assert share.shape == (2 * STRIP, 3, 2) and len(slices) > 2 * STRIP
     assert strangeness(share, slices.in_ram()) == 0
