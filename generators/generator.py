@@ -21,6 +21,10 @@ from generators.initialiser import Kind, Proposal, Request
 GENERATOR_KINDS: dict[str, str] = {
     "conv-vae": "generators.local.generator:LocalGenerator",
     "linear-vae": "generators.local.generator:LocalGenerator",
+    "topographic-vae": "generators.local.generator:LocalGenerator",
+    "vq-vae": "generators.local.generator:LocalGenerator",
+    "vq-vae-pixelcnn": "generators.local.generator:LocalGenerator",
+    "filter-vae": "generators.local.generator:LocalGenerator",
     "ghn": "generators.ghn.ghn:GHN",
     "noise-ghn": "generators.ghn.ghn:GHN",
 }

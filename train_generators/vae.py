@@ -28,11 +28,11 @@ from generators.errors import CollapseError, ConfigError, ZooError
 from generators.local.generator import SLICE_MODELS, LocalGenerator
 from generators.local.groups import GroupKey
 from generators.seeds import derive
-from train_generators.slices import GroupData, read_groups
+from train_generators.slices import SliceGroup, open_groups
 from train_generators.tracking import Track, Tracker
 from train_generators.training_state import load_state, save_state
 from train_generators.vae_config import VAEConfig
-from train_generators.vae_group import SliceBatches, finish, steps
+from train_generators.vae_group import finish, steps
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ LOG_EVERY = 50  # steps
 DEFAULT = VAEConfig()
 
 
-def _choose(zoo: Zoo, config: VAEConfig) -> tuple[dict[GroupKey, GroupData], dict[str, str], Zoo]:
+def _choose(zoo: Zoo, config: VAEConfig) -> tuple[dict[GroupKey, SliceGroup], dict[str, str], Zoo]:
     """The groups that can be fitted, why the others cannot, and the runs used.
 
     Raises:
@@ -51,14 +51,14 @@ def _choose(zoo: Zoo, config: VAEConfig) -> tuple[dict[GroupKey, GroupData], dic
         raise ZooError(
             f"{zoo.folder}: no finished network started from {config.init!r}; collect some, or use --init any"
         )
-    groups = read_groups(
+    groups = open_groups(
         chosen, patch=config.patch, depth_buckets=config.depth_buckets, slices_per_tensor=config.slices_per_tensor,
-        seed=config.seed,
+        prune=config.prune,
     )  # fmt: skip
     skipped = {
-        str(key): f"{data.count} training slices, fewer than {config.least_slices}"
+        str(key): f"{len(data.train)} training slices, fewer than {config.least_slices}"
         for key, data in groups.items()
-        if data.count < config.least_slices
+        if len(data.train) < config.least_slices
     }
     skipped |= {str(key): f"slices of {len(key.shape)} axes, not 2" for key in groups if len(key.shape) != 2}
     usable = {key: data for key, data in groups.items() if str(key) not in skipped}
@@ -129,9 +129,8 @@ def fit(
             if done > before:
                 optimiser.load_state_dict(state["optimiser"])
             else:
-                model.standardise(torch.cat(data.train))
-            examples = SliceBatches(model, data.train)
-            for step, parts in steps(key, model, examples, optimiser, config, first=max(done - before, 0)):
+                model.standardise(data.train.in_ram())
+            for step, parts in steps(model, data, optimiser, config, first=max(done - before, 0)):
                 advance(share)
                 if step % LOG_EVERY == 0 or step == config.steps:
                     values = {name: value.mean().item() for name, value in parts.items()}

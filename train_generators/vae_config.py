@@ -21,6 +21,7 @@ class VAEConfig(LocalOptions):
         init: Only networks that started from this initialiser are used, lest a generator be fitted on its own
             offspring; "any" uses all.
         slices_per_tensor: Slices used of one tensor at most, chosen at random.
+        prune: Share of the slices of every tensor that are left out, those of the smallest norm.
         least_slices: Groups with fewer training slices are left out, and the card says so.
         save_every: Steps between two states to resume from.
         name: What reports call the generator; its kind if empty.
@@ -32,6 +33,7 @@ class VAEConfig(LocalOptions):
     warm_up: float = 0.3
     init: str = "he"
     slices_per_tensor: int = 4096
+    prune: float = 0.0
     least_slices: int = 256
     save_every: int = 200
     name: str = ""
@@ -43,6 +45,8 @@ class VAEConfig(LocalOptions):
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.lr > 0 or not 0 <= self.warm_up <= 1:
             raise ConfigError(f"lr must be above 0 and warm_up in [0, 1], got {self.lr} and {self.warm_up}")
+        if self.prune and self.kind == "filter-vae":
+            raise ConfigError("a filter-vae learns from whole filters: leave out --prune, or choose another --kind")
 
     def generator(self, groups: tuple[str, ...]) -> LocalConfig:
         """The configuration of the generator that is fitted."""

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from generators.errors import ConfigError, unknown_name
 from generators.local.groups import GroupKey
 
-LocalKind = Literal["conv-vae", "linear-vae"]
+LocalKind = Literal["conv-vae", "linear-vae", "topographic-vae", "vq-vae", "vq-vae-pixelcnn", "filter-vae"]
 Scale = Literal["he", "zoo", "none"]
 
 
@@ -27,6 +27,7 @@ class LocalOptions:
         latent: Latent units of a slice at most; never more than a slice has weights.
         channels: Channels of the encoder's and decoder's maps.
         hidden: Width of the layers that see a whole slice.
+        codes: Codes of a vector-quantised model.
         noise_bounds: Least and largest decoder variance, as shares of the data's variance.
         scale: Spread of a generated tensor: "he" (the He std of its fan-in), "zoo" (as far from He's as the tensors of
             the group in the zoo are, root mean square), "none" (that of the zoo, whatever the fan-in).
@@ -39,6 +40,7 @@ class LocalOptions:
     latent: int = 64
     channels: int = 16
     hidden: int = 64
+    codes: int = 32
     noise_bounds: tuple[float, float] = (1e-3, 0.25)
     scale: Scale = "he"
     seed: int = 0
@@ -47,7 +49,7 @@ class LocalOptions:
         for option, value, known in (("kind", self.kind, LocalKind), ("scale", self.scale, Scale)):
             if value not in get_args(known):
                 raise unknown_name(option, value, get_args(known))
-        for name in ("depth_buckets", "patch", "latent", "channels", "hidden"):
+        for name in ("depth_buckets", "patch", "latent", "channels", "hidden", "codes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         low, high = self.noise_bounds

@@ -17,15 +17,23 @@ from generators.generator import Generator
 from generators.initialiser import Kind, Proposal, Request
 from generators.inventory import ParameterInfo
 from generators.local.config import LocalConfig, LocalKind
+from generators.local.filter_vae import FilterVAE
 from generators.local.groups import GroupKey, group_key, nearest
+from generators.local.pixelcnn import PixelCNNVAE
 from generators.local.slice_model import Layer, SliceModel
+from generators.local.topographic import TopographicVAE
 from generators.local.vae import ConvVAE, LinearVAE
+from generators.local.vector_quantised import VectorQuantisedVAE
 from generators.pointwise import HE
 from generators.seeds import derive, stream
 
 SLICE_MODELS: dict[LocalKind, type[SliceModel]] = {
     "conv-vae": ConvVAE,
     "linear-vae": LinearVAE,
+    "topographic-vae": TopographicVAE,
+    "vq-vae": VectorQuantisedVAE,
+    "vq-vae-pixelcnn": PixelCNNVAE,
+    "filter-vae": FilterVAE,
 }
 """Kind of a local generator, also in `generators.generator.GENERATOR_KINDS` -> the model of its slices."""
 

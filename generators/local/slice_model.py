@@ -81,11 +81,13 @@ class SliceModel(nn.Module, ABC):
     Attributes:
         latent: standard normal numbers that a slice is decoded from.
         summary, paper: for the card of a generator.
+        whole_layers: it learns from whole layers, not from single slices; then `batch` below is something else.
         least_active: with fewer active units, or codes, samples cannot differ: the model has collapsed.
     """
 
     summary: ClassVar[str]
     paper: ClassVar[str] = "arXiv 2310.16695"
+    whole_layers: ClassVar[bool] = False
     least_active: ClassVar[int] = 1
 
     noise: Tensor  # [d], decoder variance per element
