@@ -62,6 +62,11 @@ COMMANDS = {
         "report what each initialiser is worth against a baseline, over the populations of a zoo",
         "--zoo runs/zoo --out runs/comparison --baseline he",
     ),
+    "judge": Command(
+        "train_generators.judging:main",
+        "measure the figures of a GHN's card again, and write them into a copy if asked to",
+        "--checkpoint checkpoints/noise-ghn-digits",
+    ),
     "publish": Command(
         "train_generators.publish:main",
         "copy a checkpoint into checkpoints/ under a published name and list it in the index",

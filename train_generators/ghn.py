@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from collect.data import ImageSet, load
 from collect.durable import durable
-from collect.provenance import versions
 from collect.zoo import Zoo
 from generators import checkpoint
 from generators.commandline import progress
@@ -31,7 +31,7 @@ from generators.ghn.ghn import GHN
 from train_generators.architectures import resolve
 from train_generators.ghn_config import DETERMINISTIC, NOISE, GHNTrainingConfig, facts
 from train_generators.ghn_step import gradients
-from train_generators.judging import variety, zero_shot
+from train_generators.judging import figures, table, variety, zero_shot
 from train_generators.objectives import Teachers
 from train_generators.processes import Device, join
 from train_generators.subject import ImageStream, Subject
@@ -79,18 +79,6 @@ def _judge(ghn: GHN, config: GHNTrainingConfig, images: ImageSet) -> dict[str, A
         figures = zero_shot(ghn, name, images, "validation")
         values |= {f"{name}/{key}": value for key, value in figures.items()}
     return values | variety(ghn, (*config.held_out, *config.architectures)[0], images)
-
-
-def _save_checkpoint(ghn: GHN, config: GHNTrainingConfig, images: ImageSet, card: dict[str, Any], out: Path) -> None:
-    judged = (*config.held_out, config.architectures[0])
-    metrics: dict[str, Any] = {
-        f"{name} (never trained on)" if name in config.held_out else name: {
-            f"test {key} before training": value for key, value in zero_shot(ghn, name, images, "test").items()
-        }
-        for name in judged
-    }
-    ghn.card = {**card, "versions": versions(), "metrics": metrics, "variety": variety(ghn, judged[0], images)}
-    checkpoint.save(ghn.cpu().eval(), out)
 
 
 def fit(
@@ -209,7 +197,8 @@ def fit(
                     {"step": step + 1, "fingerprint": fingerprint, "recent": recent},
                 )  # fmt: skip
     if first:
-        _save_checkpoint(ghn, config, images, card, Path(out))
+        ghn.card = card | figures(ghn, config.held_out, config.architectures, images)
+        checkpoint.save(ghn.cpu().eval(), out)
     fabric.barrier()
     return ghn.cpu().eval()
 
@@ -256,9 +245,6 @@ def main(
         track: Also log to Weights & Biases; set WANDB_MODE=offline to do so without an account.
         project: The wandb project.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     torch.set_num_threads(1)
     shape = dataclasses.replace(
         config.ghn, encoder=encoder or config.ghn.encoder, decoder=decoder or config.ghn.decoder
@@ -268,16 +254,7 @@ def main(
     ghn = fit(config, out, zoo=zoo, fabric=fabric, track=track, project=project)
     if not fabric.is_global_zero:
         return
-    table = Table(
-        "architecture", "test accuracy before training", "disagreement of members", title=f"{ghn.name}: {out}"
-    )
-    for name, row in ghn.card["metrics"].items():
-        table.add_row(
-            name,
-            f"{row['test accuracy before training']:.1%}",
-            f"{row['test disagreement before training']:.1%}",
-        )
-    Console().print(table)
+    Console().print(table(ghn.card, title=f"{ghn.name}: {out}"))
 
 
 def main_noise(

@@ -1,12 +1,21 @@
-"""What the networks that a GHN generates are worth before any training, and how much they vary."""
+"""The figures of a card: what the networks of a GHN are worth before any training, and how much they vary."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from collect.architectures import build, parse
-from collect.data import ImageSet
+from collect.data import ImageSet, load
+from collect.provenance import versions
 from collect.stacked import CALIBRATION_IMAGES, predict
+from generators import checkpoint as checkpoints
+from generators.errors import ConfigError
 from generators.ghn.ghn import GHN
 from generators.initialiser import Request
 from generators.inventory import inventory
@@ -50,3 +59,61 @@ def variety(ghn: GHN, name: str, images: ImageSet) -> dict[str, float]:
         "least_std_ratio": min(row.std_ratio for row in rows),
         "greatest_std_ratio": max(row.std_ratio for row in rows),
     }
+
+
+def figures(ghn: GHN, held_out: Sequence[str], architectures: Sequence[str], images: ImageSet) -> dict[str, Any]:
+    """The measured part of a card: `metrics` on test images, of the held-out architectures and of one of the others,
+    `variety` of the first of them, and the `versions` of the code that measured.
+    """
+    judged = (*held_out, architectures[0])
+    metrics = {
+        f"{name} (never trained on)" if name in held_out else name: {
+            f"test {key} before training": value for key, value in zero_shot(ghn, name, images, "test").items()
+        }
+        for name in judged
+    }
+    return {"metrics": metrics, "variety": variety(ghn, judged[0], images), "versions": versions()}
+
+
+def table(card: dict[str, Any], *, title: str) -> Table:
+    """The metrics of a card, for people."""
+    shown = Table("architecture", "test accuracy before training", "disagreement of members", title=title)
+    for name, row in card["metrics"].items():
+        values = (row[f"test {key} before training"] for key in ("accuracy", "disagreement"))
+        shown.add_row(name, *(f"{value:.1%}" for value in values))
+    return shown
+
+
+def main(checkpoint: Path, data: str = "", data_root: Path | None = None, out: Path | None = None) -> None:
+    """Measure the figures of a GHN's card again: accuracy before training, disagreement of members, variety.
+
+    Example: python -m train_generators judge --checkpoint checkpoints/noise-ghn-digits
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        data: Its data set; the one that the card names if it is empty.
+        data_root: Where torchvision sets lie.
+        out: Folder of a copy whose card has these figures in place of the old ones.
+
+    Raises:
+        ConfigError: the checkpoint is no GHN, its card does not say what it was trained on, or the data are others.
+    """
+    torch.set_num_threads(1)
+    ghn = checkpoints.load(checkpoint)
+    if not isinstance(ghn, GHN):
+        raise ConfigError(f"{checkpoint} holds a {ghn.kind_name}, not a GHN")
+    missing = {"architectures", "held_out", "data", "data_digest"} - ghn.card.keys()
+    if missing:
+        raise ConfigError(f"the card of {checkpoint} lacks {', '.join(sorted(missing))}: nothing says what to judge on")
+    images = load(data or ghn.card["data"], root=data_root)
+    if images.digest != ghn.card["data_digest"]:
+        raise ConfigError(
+            f"{checkpoint} was trained on {ghn.card['data']} with digest {ghn.card['data_digest']}, not on "
+            f"{images.name} with {images.digest}; give its own --data"
+        )
+    console = Console()
+    console.print(table(ghn.card, title=f"{ghn.name}, as its card says"))
+    ghn.card |= figures(ghn, ghn.card["held_out"], ghn.card["architectures"], images)
+    console.print(table(ghn.card, title=f"{ghn.name}, measured now"))
+    if out is not None:
+        checkpoints.save(ghn, out)
