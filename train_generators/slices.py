@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from collect.flat import MAPS
 from collect.zoo import Zoo, depths
@@ -137,35 +136,3 @@ def _usable(stack: TensorStack) -> TensorStack:
             reason = "not finite" if not math.isfinite(power) else "all zero"
             log.warning("run %s: %s is %s and is left out", network, stack.name, reason)
     return stack.of([index for index, scale in enumerate(stack.scales) if scale])
-
-
-@dataclass
-class GroupData:
-    """The slices of one weight group in RAM, tensor by tensor; N slices `[h, w]` on each side."""
-
-    train: list[Tensor]
-    held_out: list[Tensor]
-    train_runs: set[str]
-    held_out_runs: set[str]
-    count: int
-    gain: float
-    std: float
-
-
-def read_groups(
-    zoo: Zoo, *, patch: int, depth_buckets: int, slices_per_tensor: int, seed: int
-) -> dict[GroupKey, GroupData]:
-    """`open_groups` with all slices in RAM, whatever their number; `seed` chooses those of large tensors."""
-    groups = open_groups(zoo, patch=patch, depth_buckets=depth_buckets, slices_per_tensor=slices_per_tensor)
-    return {
-        key: GroupData(
-            train=[tensor.slices for tensor in group.train.tensors(seed=seed)],
-            held_out=[tensor.slices for tensor in group.held_out.tensors(seed=seed)],
-            train_runs=set(group.train.networks),
-            held_out_runs=set(group.held_out.networks),
-            count=len(group.train),
-            gain=group.gain,
-            std=group.std,
-        )
-        for key, group in groups.items()
-    }

@@ -4,7 +4,7 @@ A slice is one spatial kernel of a convolution: `[h, w]`, or `[k]` or `[d, h, w]
 mixes channels without looking around (linear layers, attention and recurrent projections, 1x1 convolutions) is a
 matrix, cut into row patches: `patch` neighbouring weights of one row, a `[1, patch]` slice. A group is keyed by (role,
 slice shape, depth bucket), not by layer index, so that any model is served: a tensor whose own group no generator knows
-is drawn from the nearest (`nearest`), and from one of another kernel size if its slices are resized (`GroupKey.fit`).
+is drawn from the nearest (`nearest`), whose slices are resized if need be (`generators.local.resize`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from generators.errors import ConfigError
 from generators.inventory import MATRIX_ROLES, Role
-from generators.local.resize import resized
-
-MOST_STRETCH = 2.5  # to and from 3x3: 2x2, 5x5 and 7x7, but no patches of 16x16
 
 
 @dataclass(frozen=True, order=True)
@@ -58,11 +54,6 @@ class GroupKey:
         """What the group holds, for people: "3x3 kernels" or "row patches of 8"."""
         return f"row patches of {self.shape[1]}" if self.patches else f"{'x'.join(map(str, self.shape))} kernels"
 
-    @property
-    def plane(self) -> tuple[int, int]:
-        """The shape with two axes, for models that want them: of one axis a row, of three one plane below the other."""
-        return math.prod(self.shape[:-1]), self.shape[-1]
-
     def lines(self, tensor_shape: tuple[int, ...]) -> tuple[int, int]:
         """How the numbers of a tensor lie: in so many lines of so many numbers, each of which is cut on its own.
 
@@ -86,11 +77,6 @@ class GroupKey:
         """A tensor from its `count` slices `[N, *shape]`; the inverse of `cut` where the patches fit."""
         lines, columns = self.lines(tensor_shape)
         return slices.reshape(lines, -1)[:, :columns].reshape(tensor_shape)
-
-    def fit(self, slices: Tensor, shape: tuple[int, ...], draws: torch.Generator) -> Tensor:
-        """Slices of this group, `[N, *self.shape]` or flat, as slices `[N, *shape]`; `draws` as in `resized`."""
-        slices = slices.reshape(-1, *self.shape)
-        return slices if shape == self.shape else resized(slices, shape, draws)
 
 
 def group_key(

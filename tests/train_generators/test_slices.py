@@ -14,7 +14,7 @@ from collect.recipe import Recipe
 from collect.zoo import Zoo
 from generators.errors import ConfigError
 from generators.local.groups import GroupKey
-from train_generators.slices import SliceGroup, open_groups, read_groups
+from train_generators.slices import SliceGroup, open_groups
 
 SIZES = dict(patch=8, depth_buckets=3, slices_per_tensor=4096)
 
@@ -138,10 +138,3 @@ def test_dense_layers_give_row_patches_but_the_classifier_does_not(zoo):
     scaled = torch.from_numpy(first.copy()) / math.sqrt((first**2).mean())
     slices = [each.slices for side in (group.train, group.held_out) for each in side.tensors()]
     assert any(torch.allclose(found[9, 0], scaled[1, 8:16]) for found in slices if len(found) == 32 * 8)
-
-
-def test_the_slices_in_ram_are_those_of_the_files(zoo):
-    for key, group in open_groups(zoo, **SIZES).items():
-        held = read_groups(zoo, **SIZES, seed=0)[key]
-        assert torch.equal(torch.cat(held.train), group.train.in_ram()) and held.count == len(group.train)
-        assert held.train_runs == set(group.train.networks) and held.gain == group.gain
