@@ -104,11 +104,11 @@ def measure(folder: Path, size: Size) -> dict[str, float]:
     """All figures."""
     write_zoo(folder / "zoo", size.networks)
     zoo, rates = Zoo(folder / "zoo"), Rates()
-    sizes = dict(patch=8, depth_buckets=3, slices_per_tensor=1 << 20)
+    sizes = dict(patch=8, depth_buckets=3, slices_per_tensor=1 << 20, ram_limit=1 << 40)
     slices = open_groups(zoo, **sizes)[KEY].train
     pruned = slices.pruned(0.25)
     (folder / "files").mkdir()
-    paths, ram = write_slices(zoo, folder / "files"), slices.in_ram(limit=1 << 40)
+    paths, ram = write_slices(zoo, folder / "files"), slices.in_ram()
     plain, copy = torch.zeros(1 << 26), torch.zeros(1 << 26)
     each = 4 * math.prod(KEY.shape)
     weights = zoo.populations[0].weights.nbytes

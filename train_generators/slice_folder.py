@@ -20,7 +20,7 @@ from collect.split import split_of
 from generators.errors import DataError
 from generators.inventory import Role
 from generators.local.groups import GroupKey
-from train_generators.slice_source import TensorStack, check_fraction
+from train_generators.slice_source import RAM_LIMIT, TensorStack, check_fraction
 from train_generators.slices import SliceGroup, gather
 
 SUFFIX = ".npy"
@@ -60,7 +60,7 @@ def split_of_file(path: Path, folder: Path) -> str:
 
 
 def open_folder(
-    folder: str | Path, *, slices_per_file: int = 1 << 62, prune: float = 0.0
+    folder: str | Path, *, slices_per_file: int = 1 << 62, prune: float = 0.0, ram_limit: int = RAM_LIMIT
 ) -> dict[GroupKey, SliceGroup]:
     """The slices of all `.npy` files in a folder and in the folders in it, by shape: groups "conv_weight-...-0".
 
@@ -70,6 +70,7 @@ def open_folder(
         folder: where the files are.
         slices_per_file: a file counts as one of so many slices at most.
         prune: share of the slices of every file to leave out, those of the smallest norm.
+        ram_limit: bytes of the slices of one shape that are held in RAM at most.
 
     Raises:
         DataError: there is no such folder, no usable slice in it, or a file that cannot be used; all bad files are
@@ -99,7 +100,7 @@ def open_folder(
     if faults:
         raise DataError("; ".join(map(str, faults)))
     training = {path.relative_to(folder).as_posix() for path in paths if split_of_file(path, folder) == "train"}
-    groups = gather(stacks, training, slices_per_tensor=slices_per_file, prune=prune)
+    groups = gather(stacks, training, slices_per_tensor=slices_per_file, prune=prune, ram_limit=ram_limit)
     if not groups:
         raise DataError(f"{folder} holds no slice that is neither zero nor not finite; name another folder")
     return groups

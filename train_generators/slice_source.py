@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 STRIP = 256  # slices; shorter strips mix better and take longer to read
 WINDOW = 1 << 22  # bytes of a window, at least one strip per slice of a batch
-RAM_LIMIT = 1 << 28  # bytes of slices that `Slices.in_ram` holds at most, unless told otherwise
+RAM_LIMIT = 1 << 28  # bytes of the slices of one group that are held in RAM at most, unless told otherwise
 
 
 def strongest(norms: np.ndarray, fraction: float) -> np.ndarray:
@@ -169,10 +169,13 @@ class Slices:
         key: the group.
         stacks: where its tensors lie; with slices, and measured.
         per_tensor: a tensor with more slices counts as one of so many, lest wide layers outweigh the others.
+        ram_limit: bytes of slices that `in_ram` gives at most.
     """
 
-    def __init__(self, key: GroupKey, stacks: Sequence[TensorStack], *, per_tensor: int) -> None:
-        self.key, self.stacks, self.per_tensor = key, tuple(stacks), per_tensor
+    def __init__(
+        self, key: GroupKey, stacks: Sequence[TensorStack], *, per_tensor: int, ram_limit: int = RAM_LIMIT
+    ) -> None:
+        self.key, self.stacks, self.per_tensor, self.ram_limit = key, tuple(stacks), per_tensor, ram_limit
         networks = np.array([len(stack.rows) for stack in stacks], dtype=np.int64)
         self._counts = np.array([stack.count for stack in stacks], dtype=np.int64)
         self._weights = self._counts.clip(max=per_tensor)  # of one network's tensor
@@ -197,7 +200,10 @@ class Slices:
         """The slices of some of the networks."""
         wanted = set(networks)
         chosen = [(stack, [i for i, name in enumerate(stack.networks) if name in wanted]) for stack in self.stacks]
-        return Slices(self.key, [stack.of(each) for stack, each in chosen if each], per_tensor=self.per_tensor)
+        return self._with([stack.of(each) for stack, each in chosen if each])
+
+    def _with(self, stacks: Sequence[TensorStack]) -> Slices:
+        return Slices(self.key, stacks, per_tensor=self.per_tensor, ram_limit=self.ram_limit)
 
     def halves(self) -> tuple[Slices, Slices]:
         """The slices of one half of the networks, and of the other; the first has one more if their number is odd."""
@@ -214,8 +220,7 @@ class Slices:
             ConfigError: the fraction is not in [0, 1).
         """
         check_fraction(fraction)
-        stacks = [stack if fraction <= stack.pruned else stack.measured(fraction) for stack in self.stacks]
-        return Slices(self.key, stacks, per_tensor=self.per_tensor)
+        return self._with([each if fraction <= each.pruned else each.measured(fraction) for each in self.stacks])
 
     def tensors(self, *, seed: int = 0) -> Iterator[TensorSlices]:
         """Every tensor of every network, with at most `per_tensor` of its slices, which `seed` chooses."""
@@ -228,13 +233,16 @@ class Slices:
                 slices = (slices * stack.scales[index]).reshape(-1, *self.key.shape)
                 yield TensorSlices(network, stack.name, stack.shape, stack.depth, slices)
 
-    def in_ram(self, *, limit: int = RAM_LIMIT, seed: int = 0) -> Tensor:
-        """All slices, `[len(self), *shape]`, or a random share of them that takes at most `limit` bytes, in strips."""
+    def in_ram(self, *, seed: int = 0) -> Tensor:
+        """All slices, `[len(self), *shape]`, or a random share of them, in strips, if they take more than `ram_limit`.
+
+        A share takes at most `ram_limit` bytes, or is a single strip.
+        """
         size = 4 * math.prod(self.key.shape)
-        if len(self) * size <= limit:
+        if len(self) * size <= self.ram_limit:
             found = [tensor.slices for tensor in self.tensors(seed=seed)]
             return torch.cat(found) if found else torch.empty(0, *self.key.shape)
-        strips = max(limit // (STRIP * size), 1)
+        strips = max(self.ram_limit // (STRIP * size), 1)
         return self._window(strips, stream(seed, "share", str(self.key))).reshape(-1, *self.key.shape)
 
     def batches(self, size: int, *, seed: int, first: int = 0) -> Iterator[Tensor]:

@@ -21,7 +21,7 @@ from collect.flat import MAPS
 from collect.zoo import Zoo, depths
 from generators.inventory import Role
 from generators.local.groups import GroupKey, group_key
-from train_generators.slice_source import Slices, TensorStack, check_fraction
+from train_generators.slice_source import RAM_LIMIT, Slices, TensorStack, check_fraction
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,13 @@ def _root_mean(powers: Iterator[float]) -> float:
 
 
 def open_groups(
-    zoo: Zoo, *, patch: int, depth_buckets: int, slices_per_tensor: int, prune: float = 0.0
+    zoo: Zoo,
+    *,
+    patch: int,
+    depth_buckets: int,
+    slices_per_tensor: int,
+    prune: float = 0.0,
+    ram_limit: int = RAM_LIMIT,
 ) -> dict[GroupKey, SliceGroup]:
     """The slices of a zoo by weight group, output layers left out. Reads every weight once, and keeps none.
 
@@ -78,6 +84,7 @@ def open_groups(
         depth_buckets: into how many parts of equal depth networks are divided.
         slices_per_tensor: a tensor counts as one of so many slices at most.
         prune: share of the slices of every tensor to leave out, those of the smallest norm (`Slices.pruned`).
+        ram_limit: bytes of the slices of one group that are held in RAM at most (`Slices.in_ram`).
 
     Raises:
         ConfigError: `prune` is not in [0, 1).
@@ -101,7 +108,7 @@ def open_groups(
                 )  # fmt: skip
                 stacks[key].append(stack)
     training = {run for run in runs if zoo.split_of(run) == "train"}
-    return gather(stacks, training, slices_per_tensor=slices_per_tensor, prune=prune)
+    return gather(stacks, training, slices_per_tensor=slices_per_tensor, prune=prune, ram_limit=ram_limit)
 
 
 def gather(
@@ -109,19 +116,21 @@ def gather(
     training: Collection[str],
     *,
     slices_per_tensor: int,
-    prune: float = 0.0,
+    prune: float,
+    ram_limit: int,
 ) -> dict[GroupKey, SliceGroup]:
     """Measure the tensors, leave out those that are all zero or not finite, and split by network.
 
     Args:
         stacks: the tensors of every group.
         training: the networks to fit on; all others are held out.
-        slices_per_tensor, prune: as for `open_groups`.
+        slices_per_tensor, prune, ram_limit: as for `open_groups`.
     """
     groups = {}
     for key in sorted(stacks):
         usable = [_usable(stack.measured(prune)) for stack in stacks[key] if stack.count]
-        slices = Slices(key, [stack for stack in usable if stack.networks], per_tensor=slices_per_tensor)
+        found = [stack for stack in usable if stack.networks]
+        slices = Slices(key, found, per_tensor=slices_per_tensor, ram_limit=ram_limit)
         if len(slices):
             train = [network for network in slices.networks if network in training]
             held_out = [network for network in slices.networks if network not in training]

@@ -133,11 +133,15 @@ def test_every_slice_of_a_tensor_is_as_likely_and_tensors_count_by_their_slices_
 
 
 def test_a_share_in_ram_takes_no_more_than_the_limit_and_holds_real_slices():
-    slices = Slices(KERNELS, stack(KERNELS, (32, 32, 3, 2), (4, 3, 3, 2)), per_tensor=4096)
-    share = slices.in_ram(limit=4 * 6 * STRIP * 2, seed=1)
-    assert share.shape == (2 * STRIP, 3, 2) and len(slices) > 2 * STRIP
-    assert strangeness(share, slices.in_ram()) == 0
-    assert torch.equal(share, slices.in_ram(limit=4 * 6 * STRIP * 2, seed=1))
+    stacks = stack(KERNELS, (32, 32, 3, 2), (4, 3, 3, 2))
+    slices, whole = (
+        Slices(KERNELS, stacks, per_tensor=4096, ram_limit=limit) for limit in (4 * 6 * STRIP * 2, 1 << 20)
+    )
+    share = slices.in_ram(seed=1)
+    assert share.shape == (2 * STRIP, 3, 2) and len(slices) == len(whole.in_ram()) > 2 * STRIP
+    assert strangeness(share, whole.in_ram()) == 0
+    assert torch.equal(share, slices.in_ram(seed=1)) and not torch.equal(share, slices.in_ram(seed=2))
+    assert slices.of(["net0"]).ram_limit == slices.pruned(0.5).ram_limit == slices.ram_limit
 
 
 def test_pruning_twice_is_pruning_once_and_the_larger_fraction_holds():
@@ -172,9 +176,9 @@ def test_nothing_but_windows_is_copied_out_of_a_large_zoo(tmp_path):
     zoo = Zoo(tmp_path)
     tracemalloc.start()
     try:
-        for group in open_groups(zoo, **SIZES).values():
+        for group in open_groups(zoo, **SIZES, ram_limit=1 << 22).values():
             next(group.train.batches(128, seed=0))
-            group.train.in_ram(limit=1 << 22)
+            group.train.in_ram()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
