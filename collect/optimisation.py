@@ -24,15 +24,18 @@ class SGD:
         self.weights, self.recipe = weights, recipe
         self.velocity = torch.zeros_like(weights)
 
-    def step(self, gradient: Tensor, *, lr: float) -> None:
-        """Update the weights in place. `gradient` is overwritten."""
+    def step(self, gradient: Tensor, *, lr: float | Tensor) -> None:
+        """Update the weights in place. `gradient` is overwritten; `lr` may differ from weight to weight."""
         gradient.add_(self.weights, alpha=self.recipe.weight_decay)
         if self.recipe.momentum:
             self.velocity.mul_(self.recipe.momentum).add_(gradient)
             gradient = (
                 gradient.add_(self.velocity, alpha=self.recipe.momentum) if self.recipe.nesterov else self.velocity
             )
-        self.weights.add_(gradient, alpha=-lr)
+        if isinstance(lr, Tensor):
+            self.weights.addcmul_(gradient, lr, value=-1)
+        else:
+            self.weights.add_(gradient, alpha=-lr)
 
     def state(self) -> dict[str, Tensor]:
         """What a step changes beside the weights."""
@@ -51,15 +54,19 @@ class AdamW:
         self.first, self.second = torch.zeros_like(weights), torch.zeros_like(weights)
         self.steps = 0
 
-    def step(self, gradient: Tensor, *, lr: float) -> None:
-        """Update the weights in place."""
+    def step(self, gradient: Tensor, *, lr: float | Tensor) -> None:
+        """Update the weights in place; `lr` may differ from weight to weight."""
         beta = self.recipe.momentum
         self.steps += 1
         self.weights.mul_(1 - lr * self.recipe.weight_decay)
         self.first.lerp_(gradient, 1 - beta)
         self.second.mul_(SECOND_BETA).addcmul_(gradient, gradient, value=1 - SECOND_BETA)
         scale = (self.second / (1 - SECOND_BETA**self.steps)).sqrt_().add_(EPSILON)
-        self.weights.addcdiv_(self.first, scale, value=-lr / (1 - beta**self.steps))
+        share = -1 / (1 - beta**self.steps)
+        if isinstance(lr, Tensor):
+            self.weights.addcmul_(self.first / scale, lr, value=share)
+        else:
+            self.weights.addcdiv_(self.first, scale, value=lr * share)
 
     def state(self) -> dict[str, Tensor]:
         """What a step changes beside the weights."""

@@ -27,7 +27,7 @@ TRAJECTORIES = ("float32", "float16")
 
 # Fields that the first version did not have. They enter ids only where they differ from their default, so that the
 # networks of older zoos keep theirs; a field that is added to `Recipe` belongs here.
-ADDED = ("dropout", "precision", "trajectory")
+ADDED = ("dropout", "precision", "trajectory", "classifier_lr")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Recipe:
         precision: of the forward and backward passes of training and evaluation: `"float32"`, or `"bfloat16"` where
             `torch.autocast` takes it. Weights, gradients and the optimiser stay in float32.
         trajectory: how the stored weights before the last are stored, `"float32"` or `"float16"`.
+        classifier_lr: learning rate of the last linear layer, as a multiple of that of all others.
     """
 
     data: str = "digits"
@@ -85,6 +86,7 @@ class Recipe:
     dropout: float = 0.0
     precision: str = "float32"
     trajectory: str = "float32"
+    classifier_lr: float = 1.0
 
     def __post_init__(self) -> None:
         parse(self.architecture)
@@ -95,6 +97,7 @@ class Recipe:
         _choice("precision", self.precision, PRECISIONS)
         _choice("trajectory", self.trajectory, TRAJECTORIES)
         _range("lr", self.lr, 0, math.inf, open_low=True)
+        _range("classifier_lr", self.classifier_lr, 0, math.inf)
         _range("momentum", self.momentum, 0, 1, open_high=True)
         _range("weight_decay", self.weight_decay, 0, math.inf)
         _range("epochs", self.epochs, 1, math.inf)

@@ -25,6 +25,7 @@ from collect.unfinished import State
 from generators.errors import ConfigError
 from generators.filling import init
 from generators.initialiser import resolve
+from generators.inventory import inventory
 from generators.seeds import derive
 
 INIT_BATCH = 128  # images per batch for initialisers that need data; they get the first training images
@@ -64,6 +65,9 @@ class Setup:
         )  # fmt: skip
         template = forms.template(recipe.architecture, shape=self.shape, classes=self.classes)
         self.layout, self.buffer_layout = layouts(template)
+        self.classifier = frozenset(info.name for info in inventory(template) if info.output)
+        if recipe.classifier_lr != 1 and not self.classifier:
+            raise ConfigError(f"{recipe.architecture} has no last linear layer; leave classifier_lr out")
         chain = resolve(recipe.init)
         self._init = chain[0] if len(chain) == 1 else recipe.init  # a learned one is read once, not once per member
         first = images.train.images[:CALIBRATION_IMAGES], images.train.labels[:CALIBRATION_IMAGES]
@@ -116,6 +120,7 @@ class Stack:
         self.members = Members(tensors, setup.layout, setup.buffer_layout, device=setup.device)
         self._leaves = list(self.members.parameters.values())
         self._optimiser = OPTIMISERS[setup.recipe.optimiser](self.members.flat, setup.recipe)
+        self._rates = self._relative_rates()
         self._masks = Masks(
             setup.form.module, seeds, dropout=setup.recipe.dropout, batch_size=setup.recipe.batch_size,
             device=setup.device,
@@ -129,6 +134,15 @@ class Stack:
             self._record()
         else:
             self._load(state)
+
+    def _relative_rates(self) -> Tensor | None:
+        """The learning rate of every weight of `members.flat` over that of the recipe; None if all are equal."""
+        factor, named = self.setup.recipe.classifier_lr, self.members.parameters.items()
+        if factor == 1:
+            return None
+        return torch.cat(
+            [torch.full((value.numel(),), factor if name in self.setup.classifier else 1.0) for name, value in named]
+        ).to(self.members.flat)
 
     @property
     def finished(self) -> bool:
@@ -158,7 +172,9 @@ class Stack:
         gradients = torch.autograd.grad(loss.sum(), self._leaves)
         if recipe.clip_norm:
             clip(gradients, recipe.clip_norm)
-        rate = learning_rate(recipe, self.step_count, steps_per_epoch=setup.steps_per_epoch)
+        rate: float | Tensor = learning_rate(recipe, self.step_count, steps_per_epoch=setup.steps_per_epoch)
+        if self._rates is not None:
+            rate = rate * self._rates
         self._optimiser.step(torch.cat([gradient.flatten() for gradient in gradients]), lr=rate)
         self.step_count += 1
         self._record()

@@ -43,6 +43,28 @@ def test_optimiser_against_torch(changes: dict) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
+def test_rates_of_every_weight_against_groups_of_torch(name: str) -> None:
+    """Two groups of parameters, each with a rate of its own."""
+    recipe = Recipe(optimiser=name, momentum=0.9, weight_decay=0.05)
+    generator = torch.Generator().manual_seed(0)
+    weights, gradients = torch.randn(8, generator=generator), torch.randn(5, 8, generator=generator)
+    halves = [half.clone().requires_grad_() for half in weights.split(4)]
+    groups = [{"params": [half], "lr": rate} for half, rate in zip(halves, (0.1, 0.03), strict=True)]
+    if name == "sgd":
+        theirs: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=0.05)
+    else:
+        theirs = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.05)
+    optimiser = OPTIMISERS[name](weights, recipe)
+    rates = torch.tensor([0.1] * 4 + [0.03] * 4)
+    for gradient in gradients:
+        for half, part in zip(halves, gradient.split(4), strict=True):
+            half.grad = part.clone()
+        theirs.step()
+        optimiser.step(gradient.clone(), lr=rates)
+    torch.testing.assert_close(weights, torch.cat([half.detach() for half in halves]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
 def test_a_state_is_all_that_a_step_needs_beside_the_weights(name: str) -> None:
     recipe = Recipe(optimiser=name, momentum=0.9)
     gradients = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))

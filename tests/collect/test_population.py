@@ -252,3 +252,19 @@ def test_an_interruption_reaches_the_caller(images: ImageSet) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         train(BASE, [1], images, tick=stop)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_a_classifier_with_a_learning_rate_of_its_own(images: ImageSet, optimiser: str) -> None:
+    """At rate 0 it stays and all else moves; at a tenth, its first step is a tenth and those of the others are whole."""
+    recipe = dataclasses.replace(
+        BASE, architecture="cnn-2-w8", optimiser=optimiser, epochs=1, saved=(0, 1), batch_size=1024, lr=0.1
+    )
+    runs = {share: train(dataclasses.replace(recipe, classifier_lr=share), [3, 4], images) for share in (0.0, 0.1, 1.0)}
+    steps = {share: (found.weights[:, 1] - found.weights[:, 0]) for share, found in runs.items()}
+    last = np.zeros(steps[1.0].shape[1], dtype=bool)
+    for spec in runs[1.0].layout[-2:]:  # weight and bias of the classifier
+        last[spec.offset : spec.offset + spec.length] = True
+    assert not steps[0.0][:, last].any() and (steps[0.0][:, ~last] != 0).mean() > 0.9
+    np.testing.assert_allclose(steps[0.1][:, last], 0.1 * steps[1.0][:, last], rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(steps[0.1][:, ~last], steps[1.0][:, ~last], rtol=1e-3, atol=1e-7)

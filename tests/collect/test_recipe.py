@@ -25,7 +25,7 @@ def test_foreign_json_is_refused(text: str) -> None:
         from_json(text)
 
 
-# What the first version wrote, which had no dropout, precision or trajectory.
+# What the first version wrote, which had no dropout, precision, trajectory or classifier_lr.
 FIRST_VERSION = (
     '{"architecture":"vgg-6-w8","augmentation":"shift","batch_size":64,"clip_norm":0.0,"data":"digits","epochs":5,'
     '"evaluations_per_epoch":1,"init":"xavier","init_digest":"","label_smoothing":0.0,"lr":0.05,"momentum":0.9,'
@@ -46,7 +46,7 @@ def test_json_of_the_first_version_is_read_with_defaults_for_what_it_did_not_hav
         architecture="vgg-6-w8", augmentation="shift", epochs=5, init="xavier", lr=0.05, saved=(0, 5)
     )  # fmt: skip
     assert from_json(FIRST_VERSION) == recipe
-    assert (recipe.dropout, recipe.precision, recipe.trajectory) == (0.0, "float32", "float32")
+    assert (recipe.dropout, recipe.precision, recipe.trajectory, recipe.classifier_lr) == (0.0, "float32", "float32", 1)
 
 
 def test_every_choice_the_data_and_the_seed_are_in_the_id_but_not_the_place_of_the_data() -> None:
@@ -56,7 +56,7 @@ def test_every_choice_the_data_and_the_seed_are_in_the_id_but_not_the_place_of_t
         "nesterov": True, "weight_decay": 0.0, "schedule": "step", "warmup_epochs": 1.0, "epochs": 21, "batch_size": 32,
         "augmentation": "shift", "label_smoothing": 0.1, "clip_norm": 1.0, "evaluations_per_epoch": 2, "saved": "all",
         "statistics": "running", "init_digest": "sha256 of another checkpoint", "dropout": 0.1, "precision": "bfloat16",
-        "trajectory": "float16",
+        "trajectory": "float16", "classifier_lr": 0.1,
     }  # fmt: skip
     assert others.keys() | {"data"} == {field.name for field in dataclasses.fields(Recipe)}
     ids = {run_id(base, "d", 0), run_id(base, "other", 0), run_id(base, "d", 1)}
@@ -93,6 +93,7 @@ def test_saved_epochs(saved: str | tuple[int, ...], epochs: tuple[int, ...]) -> 
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"clip_norm": -1}, "clip_norm"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"classifier_lr": -0.1}, "classifier_lr must be at least 0"),
         ({"precision": "float16"}, "unknown precision"),
         ({"trajectory": "bfloat16"}, "unknown trajectory"),
         ({"evaluations_per_epoch": 0}, "evaluations_per_epoch"),
