@@ -60,7 +60,6 @@ def _choose(zoo: Zoo, config: VAEConfig) -> tuple[dict[GroupKey, SliceGroup], di
         for key, data in groups.items()
         if len(data.train) < config.least_slices
     }
-    skipped |= {str(key): f"slices of {len(key.shape)} axes, not 2" for key in groups if len(key.shape) != 2}
     usable = {key: data for key, data in groups.items() if str(key) not in skipped}
     if not usable:
         raise ZooError(

@@ -27,6 +27,7 @@ class VAEConfig(LocalOptions):
         name: What reports call the generator; its kind if empty.
     """
 
+    most_stretch: float = 3.0
     steps: int = 400
     batch_size: int = 128
     lr: float = 1e-2

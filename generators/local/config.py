@@ -29,6 +29,8 @@ class LocalOptions:
         hidden: Width of the layers that see a whole slice.
         codes: Codes of a vector-quantised model.
         noise_bounds: Least and largest decoder variance, as shares of the data's variance.
+        most_stretch: A kernel size that no group has is drawn from the nearest one if no axis is more than so many
+            times longer or shorter (`generators.local.resize`), and left to He otherwise; 1 leaves all to He.
         scale: Spread of a generated tensor: "he" (the He std of its fan-in), "zoo" (as far from He's as the tensors of
             the group in the zoo are, root mean square), "none" (that of the zoo, whatever the fan-in).
         seed: Of the first weights; of a fit, also of its batches and posterior samples.
@@ -42,6 +44,7 @@ class LocalOptions:
     hidden: int = 64
     codes: int = 32
     noise_bounds: tuple[float, float] = (1e-3, 0.25)
+    most_stretch: float = 1.0
     scale: Scale = "he"
     seed: int = 0
 
@@ -52,6 +55,8 @@ class LocalOptions:
         for name in ("depth_buckets", "patch", "latent", "channels", "hidden", "codes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.most_stretch >= 1:
+            raise ConfigError(f"most_stretch must be at least 1, got {self.most_stretch}")
         low, high = self.noise_bounds
         if not 0 < low < high <= 1:
             raise ConfigError(f"noise_bounds must be two shares with 0 < low < high <= 1, got {self.noise_bounds}")
@@ -70,5 +75,4 @@ class LocalConfig(LocalOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         for text in self.groups:
-            if len(GroupKey.parse(text).shape) != 2:
-                raise ConfigError(f"weight group {text!r}: slices must have two axes")
+            GroupKey.parse(text)

@@ -18,8 +18,9 @@ from generators.initialiser import Kind, Proposal, Request
 from generators.inventory import ParameterInfo
 from generators.local.config import LocalConfig, LocalKind
 from generators.local.filter_vae import FilterVAE
-from generators.local.groups import GroupKey, group_key, nearest
+from generators.local.groups import GroupKey, explained, group_key, nearest
 from generators.local.pixelcnn import PixelCNNVAE
+from generators.local.resize import resized
 from generators.local.slice_model import Layer, SliceModel
 from generators.local.topographic import TopographicVAE
 from generators.local.vae import ConvVAE, LinearVAE
@@ -68,19 +69,19 @@ class LocalGenerator(Generator):
         """The slice model of a weight group."""
         return cast(SliceModel, self.groups[str(key)])
 
-    def group_of(self, info: ParameterInfo) -> tuple[GroupKey | None, str]:
-        """The weight group that serves a parameter and how it was chosen; None and the reason if none does."""
+    def group_of(self, info: ParameterInfo) -> tuple[GroupKey, GroupKey] | str:
+        """The weight group of a parameter and the one that serves it, or why none does."""
         sizes = dict(patch=self.config.patch, depth_buckets=self.config.depth_buckets)
         key = group_key(info.role, info.shape, info.depth, **sizes)
         if key is None:
-            return None, f"{self.name} models kernels and matrices only"
+            return f"{self.name} models kernels and matrices only"
         if info.output:
-            return None, f"{self.name} leaves the output layer to He"
-        found = nearest(key, self.keys)
+            return f"{self.name} leaves the output layer to He"
+        found = nearest(key, self.keys, most_stretch=self.config.most_stretch)
         if found is None:
             known = ", ".join(sorted({known.slices for known in self.keys})) or "nothing"
-            return None, f"{self.name} was fitted on no {key.slices}, only on {known}"
-        return found, f"{self.name}: {found}" + ("" if found == key else f", the nearest in depth to {key}")
+            return f"{self.name} was fitted on no {key.slices}, only on {known}"
+        return key, found
 
     def scaled(self, slices: Tensor, model: SliceModel, info: ParameterInfo) -> Tensor:
         """Slices of unit second moment brought to the spread that `config.scale` names."""
@@ -96,13 +97,15 @@ class LocalGenerator(Generator):
         """Values for every parameter; the draws of a tensor depend on seed, member and its name only."""
         proposal = Proposal()
         for info in request.inventory:
-            key, how = self.group_of(info)
-            if key is None:
-                HE.fill(proposal, info, request, because=how)
+            served = self.group_of(info)
+            if isinstance(served, str):
+                HE.fill(proposal, info, request, because=served)
                 continue
-            slices = self.model(key)
-            draws = stream(request.seed, self.kind_name, request.member, info.name)
-            values = self.scaled(slices.draw(Layer.of(key, info.shape, info.depth), draws), slices, info)
-            proposal.values[info.name] = key.join(values, info.shape).cpu()
-            proposal.sources[info.name] = how
+            key, found = served
+            slices, draws = self.model(found), stream(request.seed, self.kind_name, request.member, info.name)
+            values = slices.draw(Layer.of(key, info.shape, info.depth), draws)
+            if found.shape != key.shape:
+                values = resized(values, key.shape, draws)
+            proposal.values[info.name] = key.join(self.scaled(values, slices, info), info.shape).cpu()
+            proposal.sources[info.name] = f"{self.name}: {explained(key, found)}"
         return proposal

@@ -9,7 +9,7 @@ its loss moves neither encoder nor codes.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,17 +75,18 @@ class PixelCNN(nn.Module):
         What a place is computed from is kept, so that every place and layer is computed once. All maps are padded with
         `REACH` zeros above and on both sides.
         """
+        layers = cast(list[GatedLayer], list(self.layers))
         count, height, width = uniform.shape
         channels = self.embedding.embedding_dim
         found = torch.zeros(uniform.shape, dtype=torch.long, device=uniform.device)
         vertical = uniform.new_zeros(LAYERS + 1, count, channels, height + REACH, width + 2 * REACH)
-        above = [uniform.new_zeros(count, 2 * channels, 1, width) for _ in self.layers]
+        above = [uniform.new_zeros(count, 2 * channels, 1, width) for _ in layers]
         for row in range(height):
-            across = [layer.across(values) for layer, values in zip(self.layers, above, strict=True)]
+            across = [layer.across(values) for layer, values in zip(layers, above, strict=True)]
             horizontal = uniform.new_zeros(LAYERS + 1, count, channels, 1, REACH + width)
             for column in range(width):
                 here = slice(REACH + column, REACH + column + 1)
-                for index, layer in enumerate(self.layers):
+                for index, layer in enumerate(layers):
                     left = layer.left(horizontal[index, ..., column : column + layer.left.kernel_size[1]])
                     value = layer.out(_gated(left + across[index][..., column : column + 1]))
                     horizontal[index + 1, ..., here] = value if layer.first else value + horizontal[index, ..., here]
@@ -94,7 +95,7 @@ class PixelCNN(nn.Module):
                 found[:, row, column] = codes
                 horizontal[0, ..., 0, REACH + column] = self.embedding(codes)
             vertical[0, :, :, REACH + row] = pad(horizontal[0, ..., 0, :], (0, REACH))
-            for index, layer in enumerate(self.layers):
+            for index, layer in enumerate(layers):
                 above[index] = layer.above(vertical[index, :, :, row : row + REACH + 1])
                 vertical[index + 1, :, :, REACH + row, REACH:-REACH] = _gated(above[index])[:, :, 0]
         return found
@@ -112,8 +113,8 @@ class PixelCNNVAE(VectorQuantisedVAE):
         self.pixelcnn = PixelCNN(options.codes, options.channels)
 
     def rate(self, indices: Tensor) -> Tensor:
-        maps = indices.reshape(-1, *self.shape)
+        maps = indices.reshape(-1, *self.grid)
         return cross_entropy(self.pixelcnn(maps), maps) * self.size
 
     def indices(self, latents: Tensor) -> Tensor:
-        return self.pixelcnn.sample(torch.special.ndtr(latents).reshape(-1, *self.shape)).flatten(1)
+        return self.pixelcnn.sample(torch.special.ndtr(latents).reshape(-1, *self.grid)).flatten(1)

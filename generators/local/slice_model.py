@@ -1,6 +1,6 @@
 """What all models of slices share: standardisation, decoder variance, sampling, calibration.
 
-Slices `[h, w]` with `d = h w` weights are standardised to `x` `[d]`: mean 0 and covariance 1 over the training split,
+Slices of any shape, with `d` weights, are standardised to `x` `[d]`: mean 0 and covariance 1 over the training split,
 by the symmetric root of their covariance, which keeps their axes. What a model has to learn is the rest. Its decoder
 `p(x|z) = N(decode(z), diag(noise))` has a learned variance `noise` `[d]` (the sigma-VAE of Rybkin et al.,
 arXiv 2006.13202), and the loss per slice is
@@ -72,13 +72,14 @@ class Layer:
 
 
 class SliceModel(nn.Module, ABC):
-    """Base of all models of slices `[N, h, w]`. A subclass has an encoder, a decoder, `loss`, `decode` and `usage`.
+    """Base of all models of slices `[N, *shape]`. A subclass has an encoder, a decoder, `loss`, `decode` and `usage`.
 
     Args:
-        shape: `(h, w)`.
+        shape: of a slice: of one axis, two `(h, w)` or three.
         options: sizes; `noise_bounds` are the least and largest decoder variance.
 
     Attributes:
+        grid: `(h, w)` as convolutions see a slice: one of one axis as a row, one of three with the last two in a row.
         latent: standard normal numbers that a slice is decoded from.
         summary, paper: for the card of a generator.
         whole_layers: it learns from whole layers, not from single slices; then `batch` below is something else.
@@ -101,9 +102,10 @@ class SliceModel(nn.Module, ABC):
 
     def __init__(self, shape: tuple[int, ...], options: LocalOptions) -> None:
         super().__init__()
-        height, width = shape
-        self.shape = (height, width)
-        self.size = height * width
+        self.shape = tuple(shape)
+        self.size = math.prod(shape)
+        height = shape[0] if len(shape) > 1 else 1
+        self.grid = (height, self.size // height)
         self.latent = min(options.latent, self.size)
         self.noise_bounds = options.noise_bounds
         self.register_buffer("noise", torch.ones(self.size))
@@ -133,7 +135,7 @@ class SliceModel(nn.Module, ABC):
         """What of the latents carries anything about the slices of `batch`: at least active_units and latent_units."""
 
     def standardised(self, slices: Tensor) -> Tensor:
-        """Slices `[N, h, w]` as the networks see them, `[N, d]`."""
+        """Slices `[N, *shape]` as the networks see them, `[N, d]`."""
         return (slices.flatten(1) - self.mean) @ self.whiten.T
 
     def misfit(self, standardised: Tensor, decoded: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +145,7 @@ class SliceModel(nn.Module, ABC):
         return 0.5 * (square / noise + noise.log()).sum(), noise
 
     def standardise(self, slices: Tensor) -> None:
-        """Record mean and covariance of the training slices `[N, h, w]`."""
+        """Record mean and covariance of the training slices `[N, *shape]`."""
         spread = covariance(slices)
         self.mean.copy_(slices.flatten(1).mean(0))
         self.whiten.copy_(_power(spread, -0.5))
@@ -172,13 +174,13 @@ class SliceModel(nn.Module, ABC):
 
     @torch.no_grad()
     def draw(self, layer: Layer, generator: torch.Generator) -> Tensor:
-        """New slices `[count, h, w]` for a layer, of about unit second moment, bit for bit the same every time."""
+        """New slices `[count, *shape]` for a layer, of about unit second moment, bit for bit the same every time."""
         slices = [torch.addmm(self.shift, chunk, self.colour.T) for chunk in self._chunks(layer, generator)]
         return torch.cat(slices)[: layer.count].reshape(-1, *self.shape)
 
     @torch.no_grad()
     def calibrate(self, slices: Tensor, layers: Iterable[Layer], generator: torch.Generator) -> None:
-        """Give what `draw` makes for `layers` the mean and covariance of `slices` `[N, h, w]`, by one linear map."""
+        """Give what `draw` makes for `layers` the mean and covariance of `slices` `[N, *shape]`, by one linear map."""
         ours = torch.cat([chunk for layer in layers for chunk in self._chunks(layer, generator)]).double()
         target, mean = covariance(slices), slices.flatten(1).double().mean(0)
         colour = _power(target, 0.5) @ _power(covariance(ours), -0.5)

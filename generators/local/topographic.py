@@ -33,13 +33,13 @@ class TopographicVAE(GaussianVAE):
         self.units = math.ceil(self.latent / CAPSULE) * CAPSULE
         self.latent = 2 * self.units
         channels, hidden = options.channels, options.hidden
-        same = (3 if self.shape[0] > 1 else 1, 3 if self.shape[1] > 1 else 1)
+        same = (3 if self.grid[0] > 1 else 1, 3 if self.grid[1] > 1 else 1)
         pad = (same[0] // 2, same[1] // 2)
 
         def encoder() -> nn.Module:
             return nn.Sequential(
                 nn.Conv2d(1, channels, same, padding=pad), nn.SiLU(),
-                nn.Conv2d(channels, hidden, self.shape), nn.SiLU(),
+                nn.Conv2d(channels, hidden, self.grid), nn.SiLU(),
                 nn.Conv2d(hidden, 2 * self.units, 1), nn.Flatten(),
             )  # fmt: skip
 
@@ -52,7 +52,7 @@ class TopographicVAE(GaussianVAE):
         )  # fmt: skip
 
     def encode(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
-        maps = standardised.reshape(-1, 1, *self.shape)
+        maps = standardised.reshape(-1, 1, *self.grid)
         (mean, log_variance), (mean_u, log_variance_u) = (
             encoder(maps).chunk(2, dim=1) for encoder in (self.encoder, self.encoder_u)
         )

@@ -24,7 +24,7 @@ class GaussianVAE(SliceModel):
 
     def encode(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log variance `[N, latent]` of standardised slices `[N, d]`."""
-        mean, log_variance = self.encoder(standardised.reshape(-1, 1, *self.shape)).chunk(2, dim=1)
+        mean, log_variance = self.encoder(standardised.reshape(-1, 1, *self.grid)).chunk(2, dim=1)
         return mean, log_variance.clamp(-10.0, 10.0)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -50,12 +50,12 @@ class ConvVAE(GaussianVAE):
     def __init__(self, shape: tuple[int, ...], options: LocalOptions) -> None:
         super().__init__(shape, options)
         channels, hidden = options.channels, options.hidden
-        same = (3 if self.shape[0] > 1 else 1, 3 if self.shape[1] > 1 else 1)
+        same = (3 if self.grid[0] > 1 else 1, 3 if self.grid[1] > 1 else 1)
         pad = (same[0] // 2, same[1] // 2)
         self.encoder = nn.Sequential(
             nn.Conv2d(1, channels, same, padding=pad), nn.SiLU(),
             nn.Conv2d(channels, channels, same, padding=pad), nn.SiLU(),
-            nn.Conv2d(channels, hidden, self.shape), nn.SiLU(),
+            nn.Conv2d(channels, hidden, self.grid), nn.SiLU(),
             nn.Conv2d(hidden, 2 * self.latent, 1), nn.Flatten(),
         )  # fmt: skip
         # A transposed convolution of a 1x1 map and 1x1 convolutions, written as the matrix products that they are.

@@ -70,7 +70,7 @@ class VectorQuantisedVAE(SliceModel):
         self.latent = self.size
         self.codebook = Codebook(options.codes, FEATURES)
         channels = options.channels
-        same = (3 if self.shape[0] > 1 else 1, 3 if self.shape[1] > 1 else 1)
+        same = (3 if self.grid[0] > 1 else 1, 3 if self.grid[1] > 1 else 1)
         pad = (same[0] // 2, same[1] // 2)
         self.encoder = nn.Sequential(
             nn.Conv2d(1, channels, same, padding=pad), nn.SiLU(),
@@ -85,11 +85,11 @@ class VectorQuantisedVAE(SliceModel):
 
     def features(self, standardised: Tensor) -> Tensor:
         """Features `[N, d, c]` of standardised slices `[N, d]`, one per place."""
-        return self.encoder(standardised.reshape(-1, 1, *self.shape)).flatten(2).transpose(1, 2)
+        return self.encoder(standardised.reshape(-1, 1, *self.grid)).flatten(2).transpose(1, 2)
 
     def rebuild(self, features: Tensor) -> Tensor:
         """Slices `[N, d]` from features or codes `[N, d, c]`; the inverse order of axes of `features`."""
-        return self.decoder(features.transpose(1, 2).reshape(len(features), FEATURES, *self.shape))
+        return self.decoder(features.transpose(1, 2).reshape(len(features), FEATURES, *self.grid))
 
     def rate(self, indices: Tensor) -> Tensor:
         """-log p of code maps `[N, d]` in nats per slice."""

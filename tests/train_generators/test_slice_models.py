@@ -29,7 +29,7 @@ from train_generators.vae_config import VAEConfig
 from train_generators.vae_group import finish
 
 KINDS = tuple(SLICE_MODELS)
-QUICK = VAEConfig(steps=150, save_every=50, depth_buckets=2, codes=16, latent=9)
+QUICK = VAEConfig(steps=150, save_every=50, depth_buckets=1, codes=16, latent=9)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +50,7 @@ def folder(tmp_path_factory, images):
 
 @pytest.fixture(scope="module")
 def groups(folder) -> dict[GroupKey, SliceGroup]:
-    return open_groups(Zoo(folder), patch=8, depth_buckets=2, slices_per_tensor=4096)
+    return open_groups(Zoo(folder), patch=8, depth_buckets=1, slices_per_tensor=4096)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -121,7 +121,7 @@ def test_stopped_and_begun_again_it_ends_with_the_same_bytes(fitted, folder, tmp
     def stop(amount: float) -> None:
         nonlocal done
         done += amount
-        if done > 0.8 * config.steps:  # in the second of two groups, after its first state was saved
+        if done > 0.5 * config.steps:  # after the first state was saved
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -146,7 +146,7 @@ def test_a_model_whose_latents_say_nothing_is_an_error(kind, groups):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(1, 8), (2, 2), (5, 7), (1, 1)])
+@pytest.mark.parametrize("shape", [(1, 8), (2, 2), (5, 7), (1, 1), (5,), (3, 3, 3)])
 def test_every_kind_takes_every_shape(kind, shape):
     model = SLICE_MODELS[kind](shape, LocalOptions(kind=kind, channels=4, hidden=8, codes=8)).eval()
     for layer in (Layer(3, 5), Layer(0), Layer(1)):

@@ -75,6 +75,16 @@ def test_an_unseen_kernel_size_is_a_named_fallback():
     assert "kernels and matrices only" in report.fallbacks["bn1.weight"]
 
 
+def test_an_unseen_kernel_size_is_drawn_from_the_nearest_if_it_may_be_stretched():
+    model = torchvision.models.resnet18()
+    report = init(model, generator(most_stretch=3.0), seed=0)
+    assert "conv_weight-3x3-0, resized to 7x7 kernels: the nearest in size" in report.generated["conv1.weight"]
+    assert report.statistics["conv1.weight"]["std_ratio"] == pytest.approx(1, abs=0.1)
+    slices = model.conv1.weight.detach().flatten(0, 1)
+    neighbours = (slices[:, :, 1:] * slices[:, :, :-1]).mean() / slices.square().mean()
+    assert neighbours > 0.2, "resized kernels are smooth where those of the group are"
+
+
 def test_the_report_says_when_another_depth_stands_in():
     report = init(network(), generator(), seed=0)
     named = set(report.generated.values())
@@ -177,7 +187,7 @@ def network_without_draws() -> nn.Module:
         (dict(kind="conv-vea"), "unknown kind 'conv-vea': did you mean 'conv-vae'"),
         (dict(latent=0), "latent must be at least 1"),
         (dict(noise_bounds=(0.5, 0.1)), "noise_bounds"),
-        (dict(groups=("conv_weight-3-0",)), "two axes"),
+        (dict(most_stretch=0.5), "most_stretch must be at least 1"),
         (dict(groups=("3x3",)), "conv_weight-3x3-0"),
     ],
 )
