@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from generators.errors import ConfigError
+from generators.errors import ConfigError, ZooError
 from generators.local.groups import GroupKey
 from generators.seeds import derive, stream
 
@@ -249,7 +249,12 @@ class Slices:
         """Batches `[size, *shape]` of random slices for the steps `first`, `first + 1`, ..., without end.
 
         The batch of a step depends on seed, group and step only (and on the slices there are).
+
+        Raises:
+            ZooError: there are no slices.
         """
+        if not len(self):
+            raise ZooError(f"weight group {self.key} has no slices on this side of the split; collect more networks")
         wide = max(WINDOW // (size * STRIP * 4 * math.prod(self.key.shape)), 1)
         number, skip = divmod(first, STRIP * wide)
         while True:

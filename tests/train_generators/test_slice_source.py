@@ -16,7 +16,7 @@ from collect import data, zoo_file
 from collect.population import train
 from collect.recipe import Recipe
 from collect.zoo import Zoo
-from generators.errors import ConfigError
+from generators.errors import ConfigError, ZooError
 from generators.local.groups import GroupKey
 from generators.seeds import stream
 from train_generators.slice_source import STRIP, WINDOW, Slices, TensorStack, strongest
@@ -113,6 +113,13 @@ def test_a_fit_that_goes_on_sees_the_batches_that_it_would_have_seen():
     for first in (0, 7, 128, 1999):
         assert torch.equal(next(slices.batches(8, seed=1, first=first)), whole[first])
     assert not torch.equal(whole[0], next(slices.batches(8, seed=2)))
+
+
+def test_without_networks_there_are_no_batches():
+    none = CASES["kernels"].of([])
+    assert len(none) == 0 and none.in_ram().shape == (0, 3, 2)
+    with pytest.raises(ZooError, match=r"conv_weight-3x2-0 has no slices on this side"):
+        next(none.batches(8, seed=0))
 
 
 def test_every_slice_of_a_tensor_is_as_likely_and_tensors_count_by_their_slices_up_to_the_limit():
