@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from generators.errors import PowerhouseError
     from generators.filling import init
     from generators.generator import Generator
+    from generators.ghn.codes import interpolate_codes
     from generators.graph import Graph, trace
+    from generators.hyperfan import hyperfan_
     from generators.initialiser import Initialiser, Kind, Proposal, Request, list_initialisers, register
     from generators.published import GeneratorEntry, list_generators
     from generators.report import InitReport
@@ -27,13 +29,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "init", "load", "save", "list_initialisers", "list_generators", "trace", "inventory", "register",
-    "Generator", "GeneratorEntry", "Graph", "Initialiser", "InitReport", "Kind", "Proposal", "Request",
-    "PowerhouseError", "__version__",
+    "init", "load", "save", "list_initialisers", "list_generators", "trace", "inventory", "register", "hyperfan_",
+    "interpolate_codes", "Generator", "GeneratorEntry", "Graph", "Initialiser", "InitReport", "Kind", "Proposal",
+    "Request", "PowerhouseError", "__version__",
 ]  # fmt: skip
 
 _HOMES = {
     "init": "filling",
+    "hyperfan_": "hyperfan",
+    "interpolate_codes": "ghn.codes",
     "list_initialisers": "initialiser",
     "register": "initialiser",
     "Initialiser": "initialiser",

@@ -97,7 +97,8 @@ class Generator(nn.Module, ABC):
 
         Returns:
             Every tensor of the model's state dict, stacked: `[n, ...]`. Tensors that are kept, such as frozen ones, are
-            views of the model's own, expanded. With `stacked` a pair (parameters, buffers) as
+            views of the model's own, expanded. Generated ones may share one block of memory: clone what is to be kept
+            or saved of a large population. With `stacked` a pair (parameters, buffers) as
             `torch.func.stack_module_state` gives it for n models: tied parameters under their first name, buffers that
             no state dict holds included, nothing expanded, leaves that require a gradient where the model's do.
 

@@ -30,15 +30,21 @@ def stream(seed: int, *labels: str | int) -> torch.Generator:
 
 @contextlib.contextmanager
 def plain_tensors() -> Iterator[None]:
-    """Inside, or in a function that this decorates, torch makes float32 tensors on the CPU unless told otherwise.
+    """Inside, or in a function that this decorates, torch makes plain float32 tensors on the CPU unless told otherwise.
 
-    The weights that a seed names do not depend on `torch.set_default_dtype` and `torch.set_default_device`.
+    The weights that a seed names do not depend on `torch.set_default_dtype` and `torch.set_default_device`, and what is
+    kept for later can be trained with, even if it was first needed in `torch.inference_mode()`. That switches gradients
+    on inside, so `torch.no_grad()` belongs inside too.
     """
     dtype = torch.get_default_dtype()
     elsewhere = torch.get_default_device().type != "cpu"
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu") if elsewhere else contextlib.nullcontext():  # entering it costs time in every call
+        with contextlib.ExitStack() as stack:  # entering a context costs time in every call
+            if elsewhere:
+                stack.enter_context(torch.device("cpu"))
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
             yield
     finally:
         torch.set_default_dtype(dtype)

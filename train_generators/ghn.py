@@ -26,7 +26,7 @@ from collect.durable import durable
 from collect.zoo import Zoo
 from generators import checkpoint
 from generators.commandline import progress
-from generators.errors import ConfigError
+from generators.errors import CheckpointError, ConfigError
 from generators.ghn.ghn import GHN
 from train_generators.architectures import resolve
 from train_generators.ghn_config import DETERMINISTIC, NOISE, GHNTrainingConfig, facts
@@ -76,9 +76,17 @@ def _judge(ghn: GHN, config: GHNTrainingConfig, images: ImageSet) -> dict[str, A
     """Figures of the log: held-out architectures on validation images, and how varied the weights are."""
     values: dict[str, Any] = {}
     for name in config.held_out:
-        figures = zero_shot(ghn, name, images, "validation")
-        values |= {f"{name}/{key}": value for key, value in figures.items()}
+        found = zero_shot(ghn, name, images, "validation")
+        values |= {f"{name}/{key}": value for key, value in found.items()}
     return values | variety(ghn, (*config.held_out, *config.architectures)[0], images)
+
+
+def _warn_of_collapse(ghn: GHN) -> None:
+    """Say now what `checkpoint.save` would refuse at the end."""
+    try:
+        checkpoint.check_spectrum(ghn)
+    except CheckpointError as error:
+        log.warning("if nothing changes, it will not be saved: %s", error)
 
 
 def fit(
@@ -131,7 +139,7 @@ def fit(
             ", ".join(sorted(others)), images.name,
         )  # fmt: skip
     ghn = _first(config, len(images.classes)).to(fabric.device)
-    start_digest = ghn.digest if config.start else None
+    start_digest, ghn.digest = ghn.digest, ""  # what is trained on is no longer what was loaded
     config = dataclasses.replace(config, ghn=ghn.config)
     subjects = [
         Subject(name, ghn, images, draws=config.draws, autocast=fabric.autocast) for name in config.architectures
@@ -148,7 +156,7 @@ def fit(
         groups.append({"params": list(teachers.parameters()), "weight_decay": 0.0})  # their prior pulls them to 0
         held["teachers"] = teachers
     held["optimiser"] = optimiser = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-    card = facts(config, images, start_digest=start_digest)
+    card = facts(config, images, start_digest=start_digest, zoo=teachers.digest if teachers else None)
     fingerprint = hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
     folder = Path(out) / "training"
     done, recent = _resume(folder / "state.safetensors", fingerprint, held)
@@ -186,6 +194,8 @@ def fit(
             if not first:
                 continue
             values = _judge(ghn, config, images) if (step + 1) % config.evaluate_every == 0 or last else {}
+            if values and not last:
+                _warn_of_collapse(ghn)
             if (step + 1) % config.log_every == 0 or values:
                 tracker.log(
                     step + 1, **{followed: sum(recent) / len(recent)}, lr=_rate(config, step), **parts, **values
@@ -245,7 +255,7 @@ def main(
         track: Also log to Weights & Biases; set WANDB_MODE=offline to do so without an account.
         project: The wandb project.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # operations are small: more threads wait for each other
     shape = dataclasses.replace(
         config.ghn, encoder=encoder or config.ghn.encoder, decoder=decoder or config.ghn.decoder
     )  # fmt: skip

@@ -90,6 +90,8 @@ class GHNTrainingConfig:
             raise ConfigError(f"hold_out is a share, at least 0 and less than 1, got {self.hold_out}")
         if min(self.steps, self.meta_batch, self.draws, self.evaluate_every, self.save_every) < 1:
             raise ConfigError("steps, meta_batch, draws, evaluate_every and save_every must be at least 1")
+        if min(self.log_every, self.clip_norm, self.lr) <= 0:
+            raise ConfigError("log_every, lr and clip_norm must be above 0")
         if self.batch_size < 2:
             raise ConfigError("batch_size must be at least 2: batch norm divides by the spread of a batch")
         if self.cosine_weight and not self.objective.images:
@@ -107,13 +109,16 @@ NOISE = GHNTrainingConfig(
 """The noise GHN's default: see docs/decisions.md for the weight of the cosine and the anchor."""
 
 
-def facts(config: GHNTrainingConfig, images: ImageSet, *, start_digest: str | None = None) -> dict[str, Any]:
+def facts(
+    config: GHNTrainingConfig, images: ImageSet, *, start_digest: str | None = None, zoo: str | None = None
+) -> dict[str, Any]:
     """What the card says besides the figures; also what a training must agree on to be resumed.
 
     Args:
         config: of the training, with the shape of the GHN resolved.
         images: the data set.
         start_digest: of the content of the checkpoint that the training started from.
+        zoo: digest of the runs whose networks are fitted.
     """
     kind = "noise-ghn" if config.ghn.anchor or config.ghn.code else "ghn"
     summaries = {"ghn": "deterministic graph hypernetwork", "noise-ghn": "graph hypernetwork whose members differ"}
@@ -129,5 +134,6 @@ def facts(config: GHNTrainingConfig, images: ImageSet, *, start_digest: str | No
         "architectures": list(config.architectures),
         "held_out": list(config.held_out),
         **({"start_digest": start_digest} if start_digest else {}),
+        **({"zoo": zoo} if zoo else {}),
         "training": json.loads(json.dumps(training)),  # tuples as the checkpoint gives them back: lists
     }

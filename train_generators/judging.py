@@ -52,7 +52,12 @@ def variety(ghn: GHN, name: str, images: ImageSet) -> dict[str, float]:
     proposal = ghn.propose(module, request)
     spread = {group_name: group.target_std for group in ghn.plan(module, request.example_inputs).groups
               for group_name in group.names}  # fmt: skip
-    rows = [measure(proposal.values[name], target) for name, target in spread.items()]
+    found = request.inventory
+    rows = [
+        measure(block, target)
+        for name, target in spread.items()
+        for block in proposal.values[name].chunk(found[name].blocks)  # query, key and value are matrices of their own
+    ]
     return {
         "least_stable_rank": min(row.stable_rank for row in rows if row.rank_limit > 1),
         "least_distinct_share": min(row.distinct_share for row in rows),
@@ -98,7 +103,7 @@ def main(checkpoint: Path, data: str = "", data_root: Path | None = None, out: P
     Raises:
         ConfigError: the checkpoint is no GHN, its card does not say what it was trained on, or the data are others.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # operations are small: more threads wait for each other
     ghn = checkpoints.load(checkpoint)
     if not isinstance(ghn, GHN):
         raise ConfigError(f"{checkpoint} holds a {ghn.kind_name}, not a GHN")
@@ -112,7 +117,8 @@ def main(checkpoint: Path, data: str = "", data_root: Path | None = None, out: P
             f"{images.name} with {images.digest}; give its own --data"
         )
     console = Console()
-    console.print(table(ghn.card, title=f"{ghn.name}, as its card says"))
+    if "metrics" in ghn.card:
+        console.print(table(ghn.card, title=f"{ghn.name}, as its card says"))
     ghn.card |= figures(ghn, ghn.card["held_out"], ghn.card["architectures"], images)
     console.print(table(ghn.card, title=f"{ghn.name}, measured now"))
     if out is not None:

@@ -5,7 +5,8 @@
     adapted   cross-entropy after k steps of SGD from W, to first order: dL/dW = dL/dW_k (Nichol et al. 2018,
               arXiv 1803.02999); k grows to `horizon` during the training
     zoo       KL(teacher || student) of the logits of collected networks, each with a code of its own that is learned
-              under the prior N(0, I): the codes of the GHN then stand for the spread of the zoo
+              under the prior N(0, I), so that draws of that prior should give networks like those of the zoo; the
+              learned codes stay in the state of the training
 
 `images` looks no further than step 0; `adapted` asks for a start that trains well; `zoo` for networks like the ones
 that were trained.
@@ -13,6 +14,7 @@ that were trained.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -127,6 +129,9 @@ class Teachers(nn.Module):
         images: the data, which must be what the networks were trained on.
         code: length of a code; 0 for a GHN without codes, which then fits the mean of the networks.
 
+    Attributes:
+        digest: of the ids of the networks, in the order of their codes.
+
     Raises:
         ConfigError: an architecture without networks in the zoo, or other data.
     """
@@ -150,6 +155,8 @@ class Teachers(nn.Module):
             self._views[subject.name] = views
             count = sum(len(view) for view in views)
             codes[subject.name] = nn.Parameter(torch.zeros(count, subject.codes, code))
+        runs = [f"{view.id} {seed}" for views in self._views.values() for view in views for seed in view.seeds]
+        self.digest = hashlib.blake2b(" ".join(runs).encode(), digest_size=16).hexdigest()
         self.codes = nn.ParameterDict({self._key(name): value for name, value in codes.items()})
 
     @staticmethod
@@ -186,7 +193,7 @@ def zoo_loss(
         teacher: tensors of the collected network, name -> `[1, *shape]`.
         code: `[codes, code]`.
         images: `[B, C, H, W]`; both networks use the statistics of this batch.
-        prior: weight of the mean square of the code.
+        prior: weight of half the mean square of the code.
     """
     pictures = images[None]
     fixed = {name: value[:1] for name, value in subject.fixed.items()}

@@ -95,7 +95,8 @@ class BlockDecoder(MatrixDecoder):
 class FanInBlockDecoder(BlockDecoder):
     """`BlockDecoder` with sqrt(beta / fan_in) as the only scale: unit spread at the start on average, free afterwards.
 
-    beta is 2, or 1 for depthwise kernels and those that are wider than high.
+    Its matrices are not of unit norm, and `gain_bound` does not bound them. beta is 2, or 1 for depthwise kernels and
+    those that are wider than high.
     """
 
     def matrices(self, group: Group, targets: Tensor) -> Tensor:

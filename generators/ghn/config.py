@@ -19,7 +19,8 @@ class GHNConfig:
         layers, heads: depth and attention heads of the encoder.
         distance_limit: nodes further apart exchange no messages directly.
         width, rank, cells: hidden width, core size and table resolution of the decoder.
-        spectrum_steps: how strongly the core decoder equalises the spectrum of a matrix (0: not at all).
+        spectrum_steps: how strongly the core decoder equalises the spectrum of a matrix, 0 for not at all; the others
+            do not read it.
         gain_bound: spread of a layer is He's times at most this factor, at least its inverse.
         anchor: share of white noise in every weight, as a standard deviation in [0, 1).
         decoded_limit: in a sampled matrix the decoded part is at most so many times as large in any direction as white
@@ -72,6 +73,10 @@ class GHNConfig:
             raise ConfigError(f"code_per must be 'node' or 'network', got {self.code_per!r}")
         if self.decoded_limit < 0:
             raise ConfigError(f"decoded_limit is a ratio of norms, or 0 for none, got {self.decoded_limit}")
+        if self.decoded_limit and not self.anchor:
+            raise ConfigError(
+                "decoded_limit lets noise take the place of what is decoded, so it needs an anchor above 0"
+            )
         if self.gain_bound < 1:
             raise ConfigError(f"gain_bound is a factor of at least 1, got {self.gain_bound}")
 

@@ -5,10 +5,11 @@ numbers (K positions of a 3 x 3 grid). Rows, columns and kernel positions are na
 
     W[o, i, s] = sum_{r, q, k} U[o, r] core[r, q, k] V[i, q] B[s, k]
 
-with U and V read from learned tables by interpolation (a Tucker-2 form). A wider layer is a finer sampling of the same
-core, so no block is ever tiled; the reference GHN-2/3 copies 64 x 64 blocks, and 3 % of the values of a ResNet-50 are
-distinct. The core is linear in the head, so a GHN learns about as fast as a network: factors made by coordinate
-networks needed five times the steps, or did not get there (docs/decisions.md).
+with U and V read from learned tables by interpolation (a Tucker-2 form), brought to unit norm; between U and the rest
+stands a matrix that pulls the singular values together (`generators.ghn.spectrum`). A wider layer is a finer sampling
+of the same core, so no block is ever tiled; the reference GHN-2/3 copies 64 x 64 blocks, and 3 % of the values of a
+ResNet-50 are distinct. The core is linear in the head, so a GHN learns about as fast as a network: factors made by
+coordinate networks needed five times the steps, or did not get there (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from generators.ghn.decoder import Decoder, DecoderSettings, Part
 from generators.ghn.plan import MAX_BLOCKS, Group
-from generators.ghn.spectrum import equaliser, largest_of_product
+from generators.ghn.spectrum import equaliser, largest_of_product, mixture
 from generators.hyperfan import hyperfan_
 
 GRID = 3  # the core holds a 3 x 3 kernel, the most common one; others are read from it by interpolation
@@ -77,9 +78,9 @@ class Reading:
     """The tables as targets `[O, I, *kernel]` with S kernel positions read them.
 
     Attributes:
-        rows: U, `[O, R]`.
-        columns: V, `[I, R]`.
-        kernel: B, `[S, GRID * GRID]`.
+        rows: U, values `[O, R]`.
+        columns: V, values `[I, R]`.
+        kernel: B, values `[S, GRID * GRID]`.
     """
 
     rows: Table
@@ -155,8 +156,8 @@ class CoreDecoder(Decoder):
         cores = (between.to(cores) @ cores.flatten(-2)).unflatten(-1, cores.shape[-2:])
         found: Sequence[Tensor | None] = [None] * len(groups)
         if largest:
-            sums = per_target(each.rows.values.sum(dim=0) for each in readings).to(row_gram)
-            values = largest_of_product(row_gram, between @ right_gram @ between.mT, sums)
+            starts = per_target(mixture(each.rows.values) for each in readings).to(row_gram)
+            values = largest_of_product(row_gram, between @ right_gram @ between.mT, starts)
             found = values.to(cores).split(counts, dim=1)
         for each, own, norm, value in zip(readings, cores.split(counts, dim=1), norms, found, strict=True):
             yield Part(each.rows.values, each.spread(own), norm, value)

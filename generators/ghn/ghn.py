@@ -3,7 +3,7 @@
 A node embedding `h` and the noise code `z` of a member (Knyazev et al. 2021, arXiv 2110.13100 for the GHN; the code is
 per node and concatenated, as in arXiv 2310.16695) are decoded to a matrix of unit spread, `decoded`. What is written is
 
-    W = he_std * gain * (anchor * eps + sqrt(1 - anchor^2) * decoded),      eps ~ N(0, 1) of the member
+    W = he_std * (anchor * eps + sqrt(1 - anchor^2) * gain * decoded),      eps ~ N(0, 1) of the member
 
 so its scale is known, its rank is full and its members differ by construction for any `anchor > 0`; in a matrix so
 wide that the decoded part would dwarf it, noise takes more (`generators.ghn.mixing`). With `anchor = 0` and no code it
@@ -141,13 +141,13 @@ class GHN(Generator):
     ) -> dict[str, Tensor]:
         """The part of `predict` after the encoder; `vectors` is `[M, N, hidden + code]`."""
         pieces: dict[str, dict[int, Tensor]] = defaultdict(dict)
-        for group, part, own, share in self._parts(plan, vectors, anchor):
+        for group, part, noise_share, share in self._parts(plan, vectors, anchor):
             decoded = part.matrices(group.target_std * share * part.norm).unflatten(-1, (group.inputs, *group.kernel))
             for index, value in enumerate(decoded.unbind(1)):
                 name, block = group.names[index], group.blocks[index]
                 if (self.config.anchor if anchor is None else anchor) > 0:
                     eps = noise(f"{name}[{block}]", value.shape).to(value)
-                    scale = group.target_std * own[:, index]
+                    scale = group.target_std * noise_share[:, index]
                     value = value + eps * scale.view(-1, *[1] * (value.dim() - 1))
                 pieces[name][block] = value
         return {
@@ -173,8 +173,8 @@ class GHN(Generator):
     def probes(self) -> dict[str, tuple[nn.Module, Tensor]]:
         return probes(self.config.classes)
 
-    @torch.no_grad()
     @plain_tensors()
+    @torch.no_grad()
     def propose_stack(self, model: nn.Module, request: Request, members: range) -> Proposal:
         """One pass over the graph and one decode of all members, in blocks that fit into the cache.
 
@@ -234,9 +234,9 @@ class GHN(Generator):
             noise: seed and index of each member of the block.
             weights: name to `[M, *shape]`.
         """
-        for group, part, own, share in self._parts(plan, vectors):
+        for group, part, noise_share, share in self._parts(plan, vectors):
             scale = (group.target_std * share * part.norm).tolist()
-            noise_scale = (group.target_std * own).tolist()
+            noise_scale = (group.target_std * noise_share).tolist()
             for index, (name, block) in enumerate(zip(group.names, group.blocks, strict=True)):
                 for row, member in rows.items():
                     write(

@@ -1,6 +1,6 @@
 """How much of a generated matrix is decoded, and how much is noise.
 
-    W = he_std * gain * (anchor * eps + share * decoded),      anchor^2 + share^2 = 1
+    W = he_std * (noise_share * eps + share * gain * decoded),      noise_share^2 + share^2 = 1
 
 A decoded matrix has few directions: R of them, whatever its size. Those of white noise `[O, K]` grow with it, its
 largest singular value being about sqrt(O) + sqrt(K) (Davidson and Szarek 2001). On a layer much wider than any in

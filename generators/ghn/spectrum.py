@@ -13,6 +13,7 @@ from torch import Tensor
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic of Jordan et al. 2024: maps singular values in (0, 1] towards 1
 POWER_STEPS = 8  # of the power iteration, which comes to within a tenth of it
 TINY = 1e-12
+GOLDEN_ANGLE = 2.399963  # no pattern of rows keeps step with it
 
 
 def equalise(matrices: Tensor, steps: int) -> Tensor:
@@ -57,10 +58,19 @@ def equaliser(left_gram: Tensor, right_gram: Tensor, steps: int) -> Tensor:
     return unit(between)
 
 
+def mixture(rows: Tensor) -> Tensor:
+    """Where a power iteration starts: the sum of `[..., O, K]` over O, each row with a little more or less than 1.
+
+    The plain sum of rows that cancel would be zero.
+    """
+    weight = 1 + 0.01 * torch.cos(GOLDEN_ANGLE * torch.arange(rows.shape[-2], device="cpu"))
+    return weight.to(rows) @ rows
+
+
 @torch.no_grad()
 def largest_singular_value(matrices: Tensor) -> Tensor:
-    """Of `[..., O, K]`, from below, by power iteration from the sum of the rows: `[...]`."""
-    right = matrices.sum(dim=-2)[..., None]  # [..., K, 1]
+    """Of `[..., O, K]`, from below, by power iteration from the `mixture` of the rows: `[...]`."""
+    right = mixture(matrices)[..., None]  # [..., K, 1]
     for _ in range(POWER_STEPS):
         left = matrices @ (right / right.norm(dim=-2, keepdim=True).clamp_min(1e-30))
         right = matrices.mT @ left
@@ -73,7 +83,7 @@ def largest_of_product(left_gram: Tensor, right_gram: Tensor, start: Tensor) -> 
 
     Args:
         left_gram, right_gram: `[..., R, R]`.
-        start: the sum of the rows of left, `[..., R]`.
+        start: the `mixture` of the rows of left, `[..., R]`.
     """
     x = start[..., None]  # the right vector of the iteration is right^T x
     for _ in range(POWER_STEPS):

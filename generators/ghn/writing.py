@@ -4,7 +4,7 @@ For a target of O rows and K columns, with factors `left` `[O, R]` and `right` `
 
     W = scale * left @ right + noise_scale * eps,      eps ~ N(0, 1)
 
-A product of so few inner columns is bound by memory: in blocks of rows it takes half the time of the whole at once.
+A product of so few inner columns is bound by memory, so a block is scaled and mixed before it leaves the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DRAWN_TOGETHER = 16  # torch draws normal numbers in sixteens
 def storage(shapes: dict[str, tuple[int, ...]], members: int, *, like: Tensor) -> dict[str, Tensor]:
     """Memory for weights, name to `[members, *shape]`, in one array of the device and data type of `like`.
 
-    Large arrays of numpy lie on huge pages, which the operating system has ready in a quarter of the time.
+    Large arrays of numpy lie on huge pages, which the operating system has ready sooner.
     """
     sizes = [members * math.prod(shape) for shape in shapes.values()]
     if like.device.type == "cpu" and like.dtype == torch.float32:

@@ -84,7 +84,7 @@ def test_wrong_pools():
     with pytest.raises(UnknownNameError, match="resnet"):
         Pool(families=("resnt",))
     for wrong in ({"depths": (5, 3)}, {"widths": (0, 3)}, {"count": 0}):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
             Pool(**wrong)
     with pytest.raises(ConfigError, match="hold_out"):
         replace(GHNTrainingConfig(), hold_out=1.0)

@@ -10,7 +10,7 @@ import torch
 from generators.ghn.core import OWN, SHARED, CoreDecoder, interpolation, kernel_basis, read_table
 from generators.ghn.decoder import DecoderSettings
 from generators.ghn.plan import Group
-from generators.ghn.spectrum import equalise
+from generators.ghn.spectrum import equalise, largest_singular_value
 
 KERNELS = [(), (1, 1), (3, 3), (5, 5), (3,), (7, 7), (2, 2), (1, 3)]
 
@@ -205,6 +205,21 @@ def test_blocks_of_one_node_differ():
     flat = torch.nn.functional.normalize(found.detach().flatten(2), dim=-1)
     cosines = flat @ flat.mT
     assert cosines[:, [0, 0, 1], [1, 2, 2]].abs().max() < 0.98, "nodes and blocks share most of a core at the start"
+
+
+def test_groups_together_are_groups_one_by_one():
+    """Sizes that groups share and do not share, in any order, and the largest singular values of the whole matrices."""
+    net, nodes = decoder(steps=3), vectors()
+    groups = [
+        group(20, 12, (3, 3), blocks=(0, 1), nodes=(0, 2)), group(5, 30, output=True), group(20, 2, (5, 5)),
+        group(3, 12, blocks=(2, 0, 1), nodes=(1, 1, 0)),
+    ]  # fmt: skip
+    with torch.no_grad():
+        parts = list(net.parts(groups, nodes, largest=True))
+        for each, part in zip(groups, parts, strict=True):
+            made = part.matrices(part.norm)
+            torch.testing.assert_close(made, net(each, nodes).flatten(-1 - len(each.kernel)))
+            torch.testing.assert_close(part.largest * part.norm, largest_singular_value(made))
 
 
 def test_wider_is_a_finer_sampling():

@@ -15,7 +15,7 @@ from generators.ghn import ghn as module
 from generators.ghn.codes import member_noise
 from generators.ghn.ghn import GHN
 from generators.statistics import measure
-from small_ghn import IMAGE, NOISY, SMALL, network
+from small_ghn import IMAGE, NOISY, SMALL, equal, network
 
 
 @pytest.mark.parametrize("name", ["resnet-8-w4", "vit-2-w16", "mobilenet-3-w8"])
@@ -35,7 +35,7 @@ def test_what_is_written_is_the_formula(name):
                     eps = member_noise(8, range(member, member + 1))(f"{key}[{block}]", (1, *group.shape))[0]
                     wanted = group.target_std * (anchor * eps + math.sqrt(1 - anchor**2) * decoded[target])
                     rows = slice(block * group.outputs, (block + 1) * group.outputs)
-                    atol = 1e-5 * group.target_std
+                    atol = 5e-5 * group.target_std  # single precision, of which equalising takes a digit or two
                     torch.testing.assert_close(states[key][index][rows], wanted, rtol=1e-4, atol=atol)
 
 
@@ -112,6 +112,18 @@ def test_plans_are_kept_per_architecture(monkeypatch):
     assert len(ghn._plans) == 3
 
 
+def test_sampled_in_inference_mode_and_trained_after():
+    """What is kept of the first does not stand in the way of the second, and the bits are those of any other mode."""
+    ghn, model = GHN(NOISY), network("vit-1-w16")
+    with torch.inference_mode():
+        found = ghn.sample(model, 2)
+    assert equal(found, GHN(NOISY).sample(model, 2)) and not any(value.requires_grad for value in found.values())
+    plan = ghn.plan(model)
+    decoded = ghn.predict(plan, torch.zeros(1, ghn.code_nodes(plan), 4), member_noise(0, range(1)))
+    torch.stack([value.sum() for value in decoded.values()]).sum().backward()
+    assert ghn.decoder.head.weight.grad is not None
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -123,6 +135,10 @@ def test_plans_are_kept_per_architecture(monkeypatch):
         ({"rank": 16, "cells": 8}, "rank"),
         ({"gain_bound": 0.5}, "gain_bound"),
         ({"code": -1}, "negative"),
+        ({"layers": -1}, "negative"),
+        ({"spectrum_steps": -1}, "negative"),
+        ({"decoded_limit": -1.0, "anchor": 0.5}, "decoded_limit"),
+        ({"decoded_limit": 1.0}, "needs an anchor"),
     ],
 )
 def test_impossible_configurations(changes, words):
