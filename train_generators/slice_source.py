@@ -1,9 +1,9 @@
 """Slices where they lie: read from memory-mapped files, in shuffled batches that depend on seed and step only.
 
 Nothing is copied out of the files but what is asked for. Batches come from windows of a few megabytes. A window draws
-strips, each of `STRIP` neighbouring slices of one tensor: every slice is as likely a first one as any other of its
-tensor, and a strip that reaches the end goes on at the beginning. Batch j of a window holds the j-th slice of its
-strips, one of each, so the slices of a batch are independent draws. Neighbours meet in batches further on only, and
+strips of neighbouring slices of one tensor: every slice is as likely a first one as any other of its tensor, and a
+strip that reaches the end goes on at the beginning. A batch holds one slice of each of its strips, the first batches of
+a window the first ones, so the slices of a batch are independent draws. Neighbours are met in later batches only, and
 files are read in pieces long enough to be fast.
 
     slices = groups[key].train
@@ -28,8 +28,8 @@ from generators.seeds import derive, stream
 
 T = TypeVar("T")
 
-STRIP = 256  # slices; shorter strips mix better and take longer to read
-WINDOW = 1 << 22  # bytes of a window, at least one strip per slice of a batch
+STRIP = 256  # slices of a strip at most; shorter ones mix better and take longer to read
+WINDOW = 1 << 22  # bytes of a window at most, or of a single batch if that is larger
 RAM_LIMIT = 1 << 28  # bytes of the slices of one group that are held in RAM at most, unless told otherwise
 
 
@@ -56,7 +56,7 @@ class TensorStack:
         fan_in: numbers that make one output; NaN if it is not known.
         key: the group that cuts it into N slices of d numbers.
         pruned: share of its slices that are left out, those of the smallest norm.
-        kept: the others, int32 [K, N - floor(pruned N)]; None if all are kept.
+        kept: the places of the others, int32 [K, N - floor(pruned N)], in RAM; None if all are kept.
         powers: mean square of the whole tensors, [K].
         scales: what slices are multiplied by, float32 [K]: one over the root mean square of those that are kept.
     """
@@ -243,7 +243,7 @@ class Slices:
             found = [tensor.slices for tensor in self.tensors(seed=seed)]
             return torch.cat(found) if found else torch.empty(0, *self.key.shape)
         strips = max(self.ram_limit // (STRIP * size), 1)
-        return self._window(strips, stream(seed, "share", str(self.key))).reshape(-1, *self.key.shape)
+        return self._window(strips, STRIP, stream(seed, "share", str(self.key))).reshape(-1, *self.key.shape)
 
     def batches(self, size: int, *, seed: int, first: int = 0) -> Iterator[Tensor]:
         """Batches `[size, *shape]` of random slices for the steps `first`, `first + 1`, ..., without end.
@@ -255,24 +255,26 @@ class Slices:
         """
         if not len(self):
             raise ZooError(f"weight group {self.key} has no slices on this side of the split; collect more networks")
-        wide = max(WINDOW // (size * STRIP * 4 * math.prod(self.key.shape)), 1)
-        number, skip = divmod(first, STRIP * wide)
+        most = max(WINDOW // (size * 4 * math.prod(self.key.shape)), 1)  # batches
+        length = min(most, STRIP)
+        wide = most // length
+        number, skip = divmod(first, length * wide)
         while True:
-            window = self._window(size * wide, stream(seed, "window", str(self.key), number))
+            window = self._window(size * wide, length, stream(seed, "window", str(self.key), number))
             yield from window.reshape(-1, size, *self.key.shape)[skip:].unbind()
             number, skip = number + 1, 0
 
-    def _window(self, strips: int, draws: torch.Generator) -> Tensor:
-        """So many strips, [STRIP, strips, d]: the first slices of all of them, the second ones, and so on."""
-        which, starts = torch.randint(2**62, (2, strips), generator=draws).numpy()  # so many values hide the remainder
+    def _window(self, strips: int, length: int, draws: torch.Generator) -> Tensor:
+        """Strips of `length` slices, [length, strips, d]: the first slices of all, the second ones, and so on."""
+        which, starts = torch.randint(2**62, (2, strips), generator=draws).numpy()  # remainders of such are even enough
         which %= len(self)
         found = np.searchsorted(self._ends, which, side="right")
         indices = (which - self._begins[found]) // self._weights[found]
         starts %= self._counts[found]
         pieces: list[np.ndarray] = []
         for number, index, start in zip(found.tolist(), indices.tolist(), starts.tolist(), strict=True):
-            pieces.extend(self.stacks[number].strip(index, start, STRIP))
-        window = torch.from_numpy(np.concatenate(pieces, dtype=np.float32)).reshape(strips, STRIP, -1)
+            pieces.extend(self.stacks[number].strip(index, start, length))
+        window = torch.from_numpy(np.concatenate(pieces, dtype=np.float32)).reshape(strips, length, -1)
         window *= torch.from_numpy(self._scales[self._firsts[found] + indices])[:, None, None]
         return window.transpose(0, 1).contiguous()
 

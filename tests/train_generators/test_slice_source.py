@@ -65,8 +65,9 @@ def slow_tensors(slices: Slices) -> list[Tensor]:
 def slow_batch(slices: Slices, size: int, *, seed: int, step: int) -> Tensor:
     """What the docstring of the module says, slice by slice."""
     tensors = slow_tensors(slices)
-    wide = max(WINDOW // (size * STRIP * 4 * math.prod(slices.key.shape)), 1)
-    window, place = divmod(step, STRIP * wide)
+    most = max(WINDOW // (size * 4 * math.prod(slices.key.shape)), 1)
+    length, wide = min(most, STRIP), most // min(most, STRIP)
+    window, place = divmod(step, length * wide)
     position, part = divmod(place, wide)
     draws = torch.randint(2**62, (2, size * wide), generator=stream(seed, "window", str(slices.key), window)).tolist()
     batch = []
@@ -90,6 +91,16 @@ def strangeness(some: Tensor, known: Tensor) -> float:
 def test_a_batch_is_that_of_a_slow_loop(name, step):
     batch = next(CASES[name].batches(16, seed=3, first=step))
     assert torch.allclose(batch, slow_batch(CASES[name], 16, seed=3, step=step), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3000, WINDOW // 16])
+def test_batches_of_any_size(size):
+    """The window of the last would be many times larger with whole strips."""
+    slices, step = CASES["kernels"], 2
+    batch = next(slices.batches(size, seed=0, first=step))
+    assert batch.shape == (size, 3, 2) and batch.untyped_storage().nbytes() <= max(WINDOW, 24 * size)
+    if size < WINDOW // 16:
+        assert torch.allclose(batch, slow_batch(slices, size, seed=0, step=step), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
