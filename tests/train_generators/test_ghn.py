@@ -16,7 +16,7 @@ from collect.population import train
 from collect.recipe import Recipe
 from generators.checkpoint import load
 from generators.commandline import run
-from generators.errors import ConfigError, PowerhouseError
+from generators.errors import CheckpointError, ConfigError, PowerhouseError
 from generators.ghn.config import GHNConfig
 from generators.ghn.ghn import GHN
 from generators.pointwise import HE
@@ -27,6 +27,7 @@ from train_generators.ghn import fit
 from train_generators.ghn_config import GHNTrainingConfig
 from train_generators.ghn_step import train_step
 from train_generators.judging import zero_shot
+from train_generators.objectives import Objective
 from train_generators.subject import Subject
 from train_generators.tracking import read_log
 
@@ -221,6 +222,9 @@ def test_disagreement_of_a_noise_ghn_by_loops(images):
         ({"held_out": ("mlp-1-w16", "vgg-3-w4")}, "mlp-1-w16.*both trained on and held out"),
         ({"steps": 0}, "at least 1"),
         ({"batch_size": 1}, "batch_size"),
+        ({"log_every": 0}, "log_every"),
+        ({"lr": 0.0}, "lr"),
+        ({"clip_norm": 0.0}, "clip_norm"),
         ({"cosine_weight": 0.1}, "draws of 2"),
         ({"cosine_weight": 0.1, "draws": 2}, "anchor or a code"),
     ],
@@ -255,6 +259,27 @@ def test_a_folder_with_another_training(images, tmp_path):
         fit(replace(config, lr=1e-4), out, images=images, quiet=True)
     assert contents(out) == before
     fit(replace(config, data_root=tmp_path), out, images=images, quiet=True)
+
+
+def test_another_zoo_is_another_training(images, tmp_path):
+    """Codes belong to networks: other ones of the same architecture and number are not taken for them."""
+    for seed in (0, 1):
+        folder = tmp_path / f"zoo{seed}"
+        zoo_file.write(train(Recipe(architecture="mlp-1-w8", epochs=1), [seed], images), folder)
+    config = replace(QUICK, architectures=(), steps=2, save_every=1, objective=Objective(images=0.0, zoo=1.0))
+    ghn = fit(config, tmp_path / "out", zoo=tmp_path / "zoo0", images=images, quiet=True)
+    before = contents(tmp_path / "out")
+    with pytest.raises(ConfigError, match="another configuration"):
+        fit(config, tmp_path / "out", zoo=tmp_path / "zoo1", images=images, quiet=True)
+    assert contents(tmp_path / "out") == before and len(ghn.card["zoo"]) == 32
+
+
+def test_a_collapse_is_told_before_the_end(images, tmp_path, caplog):
+    """A GHN of rank 2 without an anchor, at its first evaluation, and refused at the end."""
+    config = replace(QUICK, ghn=replace(SHAPE, rank=2), steps=2, evaluate_every=1)
+    with pytest.raises(CheckpointError, match="under 3"):
+        fit(config, tmp_path / "out", images=images, quiet=True)
+    assert caplog.text.count("it will not be saved") == 1
 
 
 def test_a_loss_that_is_not_finite(images, tmp_path, monkeypatch):

@@ -68,6 +68,14 @@ def test_the_command_measures_again_and_keeps_the_weights(
     assert "50.0%" in capsys.readouterr().out, "the old figures are shown beside the new ones"
 
 
+def test_a_card_without_figures_gets_them(tmp_path: Path, images: ImageSet, capsys) -> None:
+    card = {"architectures": [NAME], "held_out": [], "data": "digits", "data_digest": images.digest}
+    made = generators.save(GHN(SMALL, card=card), tmp_path / "made")
+    cli.main(["judge", "--checkpoint", str(made), "--out", str(tmp_path / "copy")])
+    assert list(generators.load(tmp_path / "copy").card["metrics"]) == [NAME]
+    assert "as its card says" not in capsys.readouterr().out
+
+
 def test_what_cannot_be_judged(saved: Path, tmp_path: Path) -> None:
     """Other data than those of the card, a card that says nothing, and a generator that is no GHN."""
     bare = generators.save(GHN(SMALL), tmp_path / "bare")
