@@ -44,7 +44,7 @@ class Command:
 COMMANDS = {
     "vae": Command(
         "train_generators.vae:main",
-        "fit one VAE per weight group (kernel size, role, depth) on the kernels of a zoo",
+        "fit one slice model (--kind) per weight group (kernel size, role, depth) on the kernels of a zoo",
         "--zoo runs/zoo --out runs/conv-vae",
     ),
     "ghn": Command(

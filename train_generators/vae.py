@@ -24,49 +24,18 @@ from collect.provenance import versions
 from collect.zoo import Zoo
 from generators.checkpoint import save
 from generators.commandline import progress
-from generators.errors import CollapseError, ConfigError, ZooError
+from generators.errors import CollapseError, ConfigError
 from generators.local.generator import SLICE_MODELS, LocalGenerator
-from generators.local.groups import GroupKey
-from generators.seeds import derive
-from train_generators.slices import SliceGroup, open_groups
 from train_generators.tracking import Track, Tracker
 from train_generators.training_state import load_state, save_state
 from train_generators.vae_config import VAEConfig
+from train_generators.vae_data import FitData, open_data
 from train_generators.vae_group import finish, steps
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 50  # steps
 DEFAULT = VAEConfig()
-
-
-def _choose(zoo: Zoo, config: VAEConfig) -> tuple[dict[GroupKey, SliceGroup], dict[str, str], Zoo]:
-    """The groups that can be fitted, why the others cannot, and the runs used.
-
-    Raises:
-        ZooError: no run or no group can be used.
-    """
-    chosen = zoo.where(status="ok") if config.init == "any" else zoo.where(status="ok", init=config.init)
-    if not len(chosen):
-        raise ZooError(
-            f"{zoo.folder}: no finished network started from {config.init!r}; collect some, or use --init any"
-        )
-    groups = open_groups(
-        chosen, patch=config.patch, depth_buckets=config.depth_buckets, slices_per_tensor=config.slices_per_tensor,
-        prune=config.prune,
-    )  # fmt: skip
-    skipped = {
-        str(key): f"{len(data.train)} training slices, fewer than {config.least_slices}"
-        for key, data in groups.items()
-        if len(data.train) < config.least_slices
-    }
-    usable = {key: data for key, data in groups.items() if str(key) not in skipped}
-    if not usable:
-        raise ZooError(
-            f"{zoo.folder}: none of {len(groups)} weight groups has {config.least_slices} training slices "
-            f"({skipped}); collect more networks, or lower --least-slices"
-        )
-    return usable, skipped, chosen
 
 
 def fit(
@@ -82,7 +51,8 @@ def fit(
     """Fit the slice models and save the generator as a checkpoint in `out`. Called again after a kill, it goes on.
 
     Args:
-        zoo: folder of a zoo, or an opened one (or a view of it).
+        zoo: folder of a zoo, or an opened one (or a view of it); or a folder of `.npy` kernels
+            (`train_generators.slice_folder`).
         config: how.
         out: folder of the checkpoint; `out/training` keeps the resolved configuration, the log and the state.
         track: "wandb" logs to Weights & Biases too.
@@ -95,14 +65,14 @@ def fit(
         The generator. `card["metrics"][group]` holds what `judge` measured.
 
     Raises:
-        ZooError: the zoo cannot be read or holds nothing to fit.
+        ZooError: the zoo cannot be read or holds nothing to fit; DataError for a collection of kernels.
         CollapseError: a group has collapsed; the message names it and the figures.
         ConfigError: `out` holds another training.
     """
-    zoo = zoo if isinstance(zoo, Zoo) else Zoo(zoo)
-    groups, skipped, chosen = _choose(zoo, config)
+    material = open_data(zoo, config)
+    groups = material.groups
     generator = LocalGenerator(config.generator(tuple(map(str, groups))), name=config.name)
-    facts = _facts(chosen, config, skipped)
+    facts = _facts(material, config)
     fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     folder = Path(out) / "training"
     state, meta = _resume(folder / "state.safetensors", fingerprint)
@@ -157,22 +127,17 @@ def _forgotten_if_collapsed(state: Path) -> Iterator[None]:
         raise
 
 
-def _facts(chosen: Zoo, config: VAEConfig, skipped: dict[str, str]) -> dict[str, Any]:
+def _facts(material: FitData, config: VAEConfig) -> dict[str, Any]:
     """What the card says besides the figures; also what a training must agree on to be resumed."""
-    runs = sorted(run["id"] for run in chosen.runs)
+    model = SLICE_MODELS[config.kind]
     return {
         "kind": config.kind,
-        "summary": SLICE_MODELS[config.kind].summary,
-        "paper": SLICE_MODELS[config.kind].paper,
+        "summary": model.summary,
+        "paper": model.paper,
         "licence": "Apache-2.0",
-        "data": ", ".join(sorted({run["data"] for run in chosen.runs})),
-        "zoo": {
-            "runs": len(runs),
-            "architectures": sorted({run["architecture"] for run in chosen.runs}),
-            "digest": derive(0, *runs),
-        },
+        **material.facts,
         "training": asdict(config),
-        "skipped_groups": skipped,
+        "skipped_groups": material.skipped,
     }
 
 
@@ -198,13 +163,20 @@ def _table(generator: LocalGenerator) -> Table:
     """What was measured per group, for the screen."""
     table = Table(
         title=f"{generator.name}: samples against networks that had no part in the fit",
-        caption="covariance error of: samples, white noise (He), the training networks themselves",
+        caption="covariance error of samples, white noise (He), the training networks themselves; "
+        "AUROC of a classifier that tells trained slices from samples, from white noise",
     )
-    for heading in ("weight group", "slices", "active units", "2nd moment", "samples", "white", "training"):
+    headings = ("weight group", "slices", "active", "2nd moment", "samples", "white", "training", "AUROC", "of white")
+    for heading in headings:
         table.add_column(heading, no_wrap=heading == "weight group")
     for key, row in generator.card["metrics"].items():
-        errors = (row[f"covariance_error{of}"] for of in ("", "_white", "_train"))
-        figures = (f"{figure:.3f}" for figure in (row["second_moment_ratio"], *errors))
+        names = (
+            "second_moment_ratio",
+            *(f"covariance_error{of}" for of in ("", "_white", "_train")),
+            "auroc",
+            "auroc_he",
+        )
+        figures = (f"{row[name]:.3f}" if name in row else "" for name in names)
         table.add_row(key, str(row["train_slices"]), f"{row['active_units']}/{row['latent_units']}", *figures)
     return table
 
@@ -214,10 +186,10 @@ def main(
 ) -> None:  # fmt: skip
     """Fit one slice model per weight group on the kernels of a zoo, and save the generator.
 
-    Example: python -m train_generators vae --kind linear-vae --zoo runs/zoo --out runs/linear-vae --steps 1000
+    Example: python -m train_generators vae --zoo runs/zoo --out runs/conv-vae --steps 1000
 
     Args:
-        zoo: Folder of a zoo, made by `python -m collect run`.
+        zoo: Folder of a zoo, made by `python -m collect run`, or of `.npy` kernels, [N, 1, h, w] per file.
         out: Folder of the checkpoint. Given again after a kill, the fit goes on; use it with
             `python -m generators init --with OUT`.
         config: How the slice models are fitted.

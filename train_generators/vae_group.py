@@ -126,7 +126,7 @@ def judge(model: SliceModel, data: SliceGroup, *, seed: int) -> dict[str, Any]:
         **(shared(model, source, stream(seed, "shared", label)) if isinstance(source, LayerBatches) else {}),
         **model.usage(some),
         "noise_share": model.noise.mean().item(),
-        "zoo_gain": data.gain,
+        "zoo_gain": None if math.isnan(data.gain) else data.gain,
         "train_slices": len(data.train),
         "train_runs": len(data.train.networks),
         "held_out_slices": len(data.held_out),
@@ -156,6 +156,6 @@ def finish(key: GroupKey, model: SliceModel, data: SliceGroup, config: VAEConfig
     if not len(data.held_out):
         log.warning("weight group %s: no network is held out, so it is judged on those it was fitted on", key)
     model.calibrate(train, source.layers(JUDGED), stream(config.seed, "calibrate", str(key)))
-    model.zoo_gain.fill_(data.gain)
+    model.zoo_gain.fill_(1.0 if math.isnan(data.gain) else data.gain)
     model.zoo_std.fill_(data.std)
     return {**judge(model, data, seed=config.seed), "second_moment_ratio_raw": ratio}

@@ -8,8 +8,8 @@ entry, and this model learns the function:
     x_oi = decode(row_o, column_i, own_oi, facts) + noise,   all latents N(0, 1)
 
 `facts` are fan-in, fan-out and depth of the layer. Layers of any size are drawn with it. Posteriors of row and column
-latents see the mean of an embedding over the slices of the row or column, that of `own_oi` the slice and both; the
-model is fitted on patches of some rows and some columns.
+latents see the mean of an embedding over the slices of the row or column, that of `own_oi` what these leave of the
+slice; the model is fitted on patches of some rows and some columns.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ class FilterVAE(SliceModel):
         self.embedding = Network(self.size + 1 + FACTS, hidden, hidden)
         self.row = Network(hidden + 1, hidden, 2 * self.each)
         self.column = Network(hidden + 1, hidden, 2 * self.each)
+        self.common = Network(2 * self.each + FACTS, hidden, self.size + 1)
         self.own = Network(self.size + 2 * self.each + FACTS, hidden, 2 * self.each)
         self.decoder = Network(self.latent, hidden, self.size)
-        self.gain = Network(self.latent - self.each, hidden, 1)
 
         self.register_buffer("least_facts", torch.zeros(FACTS))
         self.register_buffer("most_facts", torch.zeros(FACTS))
@@ -128,13 +128,19 @@ class FilterVAE(SliceModel):
         rows, row_means, row_cost = _posterior(self.row(_mean_by(embedded, batch.row)), generator)
         columns, column_means, column_cost = _posterior(self.column(_mean_by(embedded, batch.column)), generator)
         shared = torch.cat([rows[batch.row], columns[batch.column], batch.facts], 1)
-        own, own_means, own_cost = _posterior(self.own(torch.cat([batch.slices, shared], 1)), generator)
+        base, gain = self.shared(shared)
+        own, own_means, own_cost = _posterior(self.own(torch.cat([(batch.slices - base) / gain, shared], 1)), generator)
         means = {"row": row_means, "column": column_means, "own": own_means}
         return torch.cat([shared, own], 1), means, (row_cost + column_cost + own_cost) / len(batch)
 
+    def shared(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """What row and column make of a slice: its mean `[N, d]`, and the gain `[N, 1]` of what is its own."""
+        base, gain = self.common(latents).split([self.size, 1], dim=1)
+        return base, gain.tanh().exp()
+
     def decode(self, latents: Tensor) -> Tensor:
-        gain = self.gain(latents[:, : -self.each]).tanh().exp()
-        return self.decoder(latents) * gain
+        base, gain = self.shared(latents[:, : -self.each])
+        return base + gain * self.decoder(latents)
 
     def loss(self, batch: Patches, generator: torch.Generator, *, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
         if self.training:

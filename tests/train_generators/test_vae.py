@@ -10,15 +10,19 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from collect import data, zoo_file
 from collect.population import train
 from collect.recipe import Recipe
+from collect.zoo import Zoo
 from generators import init
 from generators.checkpoint import load
 from generators.errors import CollapseError, ConfigError, ZooError
+from generators.local.groups import GroupKey
 from train_generators import cli
+from train_generators.slices import open_groups
 from train_generators.tracking import read_log
 from train_generators.vae import fit
 from train_generators.vae_config import VAEConfig
@@ -153,6 +157,24 @@ def test_zoos_without_anything_to_fit(folder, tmp_path):
     with pytest.raises(ZooError, match="fewer than 1000000"):
         fit(folder, VAEConfig(least_slices=10**6), tmp_path / "vae", quiet=True)
     assert not (tmp_path / "vae").exists()
+
+
+def test_kernels_made_elsewhere_are_fitted_too(folder, tmp_path):
+    """A folder of `.npy` files as the Deep Weight Prior repositories publish them, here of a zoo's kernels."""
+    group = open_groups(Zoo(folder), patch=8, depth_buckets=1, slices_per_tensor=4096)[
+        GroupKey.parse("conv_weight-3x3-0")
+    ]
+    (tmp_path / "kernels").mkdir()
+    for name, side in (("train", group.train), ("test", group.held_out)):
+        np.save(tmp_path / "kernels" / f"{name}.npy", side.in_ram()[:, None].numpy())
+    generator = fit(tmp_path / "kernels", QUICK, tmp_path / "vae", quiet=True)
+    row = load(tmp_path / "vae").card["metrics"]["conv_weight-3x3-0"]
+    assert row["covariance_error"] < row["covariance_error_white"] and row["zoo_gain"] is None
+    assert generator.card["data"] == "kernels" and generator.card["zoo"]["files"] == 2
+    for options, message in (({"scale": "zoo"}, "no gain over He"), ({"kind": "filter-vae"}, "make no filters")):
+        with pytest.raises(ConfigError, match=message):
+            fit(tmp_path / "kernels", dataclasses.replace(QUICK, **options), tmp_path / "other", quiet=True)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"lr": 0.0}, {"warm_up": 2.0}, {"patch": 0}, {"lr": math.nan}])
