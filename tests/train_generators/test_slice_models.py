@@ -29,22 +29,22 @@ from train_generators.vae_config import VAEConfig
 from train_generators.vae_group import finish
 
 KINDS = tuple(SLICE_MODELS)
-QUICK = VAEConfig(steps=150, save_every=50, depth_buckets=1, codes=16, latent=9)
+QUICK = VAEConfig(steps=120, save_every=40, depth_buckets=1, codes=16, latent=9)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly():
     """Fewer slices to judge a group by; that of the PixelCNN are drawn place by place."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train_generators.vae_group.JUDGED", 1 << 13)
+        patch.setattr("train_generators.vae_group.JUDGED", 6000)
         yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, images):
-    """16 ResNets."""
+    """14 ResNets."""
     folder = tmp_path_factory.mktemp("zoo")
-    zoo_file.write(train(Recipe(architecture="resnet-8-w8", epochs=4), list(range(16)), images), folder)
+    zoo_file.write(train(Recipe(architecture="resnet-8-w8", epochs=3), list(range(14)), images), folder)
     return folder
 
 
