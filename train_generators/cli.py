@@ -54,7 +54,7 @@ COMMANDS = {
     ),
     "noise-ghn": Command(
         "train_generators.ghn:main_noise",
-        "train a graph hypernetwork whose members differ (two draws, cross-entropy + cosine)",
+        "train a graph hypernetwork whose members differ (noise codes, and white noise in every weight)",
         "--zoo runs/zoo --out runs/noise-ghn",
     ),
     "compare": Command(

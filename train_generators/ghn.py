@@ -271,7 +271,7 @@ def main_noise(
     out: Path, zoo: Path | None = None, config: GHNTrainingConfig = NOISE, *, encoder: str | None = None,
     decoder: str | None = None, device: Device = "auto", track: Track = "none", project: str = "powerhouse",
 ) -> None:  # fmt: skip
-    """Train a graph hypernetwork whose members differ (noise codes, anchors, two draws per step), and save it.
+    """Train a graph hypernetwork whose members differ (noise codes, and white noise in every weight), and save it.
 
     Example: python -m train_generators noise-ghn --architectures resnet-8-w8 vgg-3-w8 --out runs/noise-ghn
 
