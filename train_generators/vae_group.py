@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 JUDGED = 1 << 15  # slices drawn to judge and to calibrate a group
 SETTLED = 8192  # training slices that decide the decoder variance
+COMPARED = 16  # networks whose layers are compared with drawn ones
 RATIO_BOUNDS = (0.5, 2.0)  # second moment of samples over the data's, before calibration; a fit outside has failed
 
 
@@ -72,7 +73,7 @@ def steps(
 
 
 def drawn(model: SliceModel, layers: list[Layer], generator: torch.Generator) -> Tensor:
-    """New slices `[N, h, w]` for all of `layers`."""
+    """New slices `[N, *shape]` for all of `layers`."""
     return torch.cat([model.draw(layer, generator) for layer in layers])
 
 
@@ -80,10 +81,12 @@ def drawn(model: SliceModel, layers: list[Layer], generator: torch.Generator) ->
 def bounds(model: SliceModel, batch: Any, slices: Tensor, generator: torch.Generator) -> dict[str, float]:
     """Bounds on -log p in nats per weight: of the model, before its calibration, and of white noise (He).
 
+    Both variances, the decoder's and that of white noise, are those that suit the batch best.
+
     Args:
         model: settled.
         batch: what to take the bound over, as the model learns from it.
-        slices: the slices `[N, h, w]` that it comes from; white noise has their second moment.
+        slices: the slices `[N, *shape]` that it comes from; white noise has their second moment.
         generator: of the posterior samples.
     """
     parts = model.loss(batch, generator, beta=1.0)[1]
@@ -97,7 +100,8 @@ def bounds(model: SliceModel, batch: Any, slices: Tensor, generator: torch.Gener
 
 def shared(model: SliceModel, data: LayerBatches, generator: torch.Generator) -> dict[str, float]:
     """`dependence` of slices of trained layers and, under the same names with `_drawn`, of layers drawn as these."""
-    trained, layers = zip(*data.tensors(), strict=True)
+    some = LayerBatches(model, data.slices.of(data.slices.networks[:COMPARED]))
+    trained, layers = zip(*some.tensors(), strict=True)
     ours = [model.standardised(model.draw(layer, generator)).reshape(layer.rows, layer.length, -1) for layer in layers]
     generated = {f"{name}_drawn": figure for name, figure in dependence(ours).items()}
     return {**dependence(list(trained)), **generated}

@@ -117,7 +117,6 @@ class FilterVAE(SliceModel):
         self.common = Network(2 * self.each + FACTS, hidden, self.size + 1)
         self.own = Network(self.size + 2 * self.each + FACTS, hidden, 2 * self.each)
         self.decoder = Network(self.latent, hidden, self.size)
-
         self.register_buffer("least_facts", torch.zeros(FACTS))
         self.register_buffer("most_facts", torch.zeros(FACTS))
 

@@ -154,6 +154,20 @@ def test_every_kind_takes_every_shape(kind, shape):
         assert model.draw(layer, stream(0, "draw")).isfinite().all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bits_do_not_depend_on_the_number_of_threads(kind):
+    model = SLICE_MODELS[kind]((3, 3), LocalOptions(kind=kind)).eval()
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(model.draw(Layer(30, 40, fan_in=360, fan_out=270), stream(1, "draw")))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
 def test_filters_are_not_pruned():
     with pytest.raises(ConfigError, match=r"whole filters.*leave out --prune"):
         VAEConfig(kind="filter-vae", prune=0.05)
