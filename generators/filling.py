@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from generators.graph import Graph
 
 log = logging.getLogger(__name__)
+
+Spreads = dict[str, dict[str, float]]
+"""Parameter name to figures, see `matrix_spreads`."""
 
 UNMEASURED = (
     "running statistics start at 0 and 1: the network means nothing in eval() before some batches in train mode "
@@ -86,8 +90,8 @@ def _unwritable(value: Tensor) -> str:
     return ""
 
 
-def _checked(proposal: Proposal, model: nn.Module, name: str, stack: tuple[int, ...]) -> Proposal:
-    """The proposal if every tensor exists, fits and is finite; raises otherwise."""
+def _check_fit(proposal: Proposal, model: nn.Module, name: str, stack: tuple[int, ...]) -> None:
+    """Raise unless every proposed tensor exists, has the shape of the model's, and is accounted for."""
     tensors = state_tensors(model)
     for key, value in proposal.values.items():
         if key not in tensors:
@@ -99,27 +103,34 @@ def _checked(proposal: Proposal, model: nn.Module, name: str, stack: tuple[int, 
         reason = "" if stack else _unwritable(tensors[key])
         if reason:
             raise ModelError(f"{name} cannot write into {key}, which {reason}, or freeze it; nothing was written")
-        written = value.to(tensors[key].dtype) if tensors[key].is_floating_point() else value
-        if not is_finite(written):
-            raise ProposalError(
-                f"{name}: the value for {key} holds NaN or infinity as {tensors[key].dtype}; nothing was written"
-            )
     if proposal.sources.keys() & proposal.fallbacks.keys() or (
         proposal.sources.keys() | proposal.fallbacks.keys() != proposal.values.keys()
     ):
         raise ProposalError(f"{name}: every proposed tensor must have exactly one source or fallback")
-    return proposal
 
 
-def matrix_spreads(
-    values: dict[str, Tensor], generated: Iterable[str], found: Inventory
-) -> dict[str, dict[str, float]]:
+def _check_finite(proposal: Proposal, model: nn.Module, name: str, measured: Spreads) -> None:
+    """Raise if a value is NaN or infinite in the data type of the model; a finite spread says that none is."""
+    tensors = state_tensors(model)
+    for key, value in proposal.values.items():
+        written = value.to(tensors[key].dtype) if tensors[key].is_floating_point() else value
+        known = written is value and key in measured and math.isfinite(measured[key]["std"])
+        if not known and not is_finite(written):
+            raise ProposalError(
+                f"{name}: the value for {key} holds NaN or infinity as {tensors[key].dtype}; nothing was written"
+            )
+
+
+def matrix_spreads(values: dict[str, Tensor], generated: Iterable[str], found: Inventory) -> Spreads:
     """Spread of every generated matrix against the He spread of its fan-in.
 
     Args:
         values: parameter name to `[M, *shape]`, M members, of which the one with the least spread counts.
         generated: names of the parameters that the generator stands behind.
         found: inventory of the model.
+
+    Returns:
+        Name to `std`, `target_std` and `std_ratio`; not finite for values that are not.
     """
     wanted = {info.name: info for info in found if info.role in MATRIX_ROLES and info.numel > 1}
     statistics = {}
@@ -130,7 +141,7 @@ def matrix_spreads(
     return statistics
 
 
-def check_spread(statistics: dict[str, dict[str, float]], name: str) -> None:
+def check_spread(statistics: Spreads, name: str) -> None:
     """Raise `CollapseError` if a generated matrix is a constant for all purposes; see `matrix_spreads`."""
     collapsed = [key for key, row in statistics.items() if row["std_ratio"] < COLLAPSED_STD_RATIO]
     if collapsed:
@@ -180,8 +191,10 @@ def _without_protected(proposal: Proposal, infos: dict[str, ParameterInfo], froz
 def writable(
     proposal: Proposal, step: Initialiser, model: nn.Module, found: Inventory, *, frozen: bool,
     stack: tuple[int, ...] = (),
-) -> Proposal:  # fmt: skip
+) -> tuple[Proposal, Spreads]:  # fmt: skip
     """What of a step's proposal is to be written: running statistics reset, protected tensors left out, checked.
+
+    With it come the spreads of its matrices: taking them is looking at every value, so they also tell what is finite.
 
     Args:
         proposal: of `step` for `model`; it is changed.
@@ -200,7 +213,12 @@ def writable(
             proposal.sources[key] = resets.sources[key]
         if resets.values and step.kind is not Kind.POINTWISE:
             proposal.notes.append(UNMEASURED)
-    return _checked(_without_protected(proposal, {info.name: info for info in found}, frozen), model, step.name, stack)
+    proposal = _without_protected(proposal, {info.name: info for info in found}, frozen)
+    _check_fit(proposal, model, step.name, stack)
+    values = proposal.values if stack else {name: value[None] for name, value in proposal.values.items()}
+    measured = matrix_spreads(values, proposal.sources, found)
+    _check_finite(proposal, model, step.name, measured)
+    return proposal, measured
 
 
 @torch.no_grad()
@@ -270,15 +288,15 @@ def init(
     request = Request(
         found, seed=seed, member=member, data=data, loss=loss, example_inputs=example_inputs, graph=graph
     )  # fmt: skip
-    merged, working = Proposal(notes=notes), model
+    merged, working, statistics = Proposal(notes=notes), model, Spreads()
     for number, step in enumerate(chain):
         proposal = step.propose(working, request)
-        proposal = writable(proposal, step, model, found, frozen=frozen)
-        merged = _merge(merged, proposal, step.name)
+        proposal, measured = writable(proposal, step, model, found, frozen=frozen)
+        merged, statistics = _merge(merged, proposal, step.name), statistics | measured
         if number + 1 < len(chain):
             working = copy.deepcopy(model) if working is model else working
             _write(working, proposal.values)
-    statistics = matrix_spreads({key: value[None] for key, value in merged.values.items()}, merged.sources, found)
+    statistics = {key: row for key, row in statistics.items() if key in merged.sources}
     if chain[0].kind in (Kind.LOCAL, Kind.GLOBAL):
         check_spread(statistics, name)
     tensors = state_tensors(model)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from generators.errors import ConfigError, unknown_name
-from generators.filling import check_model, check_spread, matrix_spreads, state_tensors, take_inventory, writable
+from generators.filling import check_model, check_spread, state_tensors, take_inventory, writable
 from generators.initialiser import Kind, Proposal, Request
 
 GENERATOR_KINDS: dict[str, str] = {
@@ -114,8 +114,8 @@ class Generator(nn.Module, ABC):
         found, graph, _ = take_inventory(model, example_inputs)
         request = Request(found, seed=seed, example_inputs=example_inputs, graph=graph, codes=codes)
         proposal = self.propose_stack(model, request, range(first, first + n))
-        proposal = writable(proposal, self, model, found, frozen=False, stack=(n,))
-        check_spread(matrix_spreads(proposal.values, proposal.sources, found), self.name)
+        proposal, measured = writable(proposal, self, model, found, frozen=False, stack=(n,))
+        check_spread(measured, self.name)
         tied = {info.name: info.tied_to for info in found if info.tied_to}
         states = {}
         for key, own in state_tensors(model).items():
