@@ -122,8 +122,8 @@ def facts(
     """
     kind = "noise-ghn" if config.ghn.anchor or config.ghn.code else "ghn"
     summaries = {"ghn": "deterministic graph hypernetwork", "noise-ghn": "graph hypernetwork whose members differ"}
-    training = asdict(config)
-    del training["data_root"]  # where the data lie on this machine; which data, the digest says
+    training = asdict(config) | {"data": images.name, "start": Path(config.start).name}
+    del training["data_root"]  # where things lie on this machine is nobody's business; what they are, digests say
     return {
         "kind": kind,
         "summary": summaries[kind],
