@@ -116,3 +116,13 @@ def test_far_wider_models_get_a_note():
         notes = init(network("mlp-2-w32"), GHN(replace(SMALL, widest=widest), name="mine")).notes
         assert (notes == ("mine was trained on layers of up to 8 channels; this model has 32",)) is noted, widest
         assert bool(notes) is noted
+
+
+@pytest.mark.parametrize("decoder", ["core", "coordinate"])
+def test_query_key_value_and_heads_of_an_attention_layer_differ(decoder):
+    """Of a deterministic GHN, where no noise could hide copies: twelve matrices, no two of which are nearly alike."""
+    model, heads = nn.TransformerEncoderLayer(64, 4, batch_first=True), 4
+    state = GHN(replace(SMALL, decoder=decoder, cells=16)).sample(model, 1, example_inputs=torch.zeros(1, 5, 64))
+    parts = torch.stack(state["self_attn.in_proj_weight"][0].chunk(3 * heads)).flatten(1)
+    cosines = nn.functional.normalize(parts, dim=1) @ nn.functional.normalize(parts, dim=1).T
+    assert cosines.fill_diagonal_(0).abs().max() < 0.98
