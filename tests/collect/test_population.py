@@ -256,7 +256,7 @@ def test_an_interruption_reaches_the_caller(images: ImageSet) -> None:
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 def test_a_classifier_with_a_learning_rate_of_its_own(images: ImageSet, optimiser: str) -> None:
-    """At rate 0 it stays and all else moves; at a tenth its first step is a tenth, and those of the others are whole."""
+    """At rate 0 it stays and all else moves; at a tenth its first step is a tenth, those of the others are whole."""
     recipe = dataclasses.replace(
         BASE, architecture="cnn-2-w8", optimiser=optimiser, epochs=1, saved=(0, 1), batch_size=1024, lr=0.1
     )
