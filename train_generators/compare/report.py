@@ -79,7 +79,7 @@ def curve_records(result: ComparisonResult) -> bytes:
     names = list(arms[0][1].metrics)
     lines = []
     for row, arm in arms:
-        who = [arm.architecture, arm.init, arm.lr, int(arm is row.arm)]
+        who = [arm.architecture, arm.label, arm.lr, int(arm is row.arm)]
         for run, seed in enumerate(arm.seeds):
             for at, (step, epoch) in enumerate(zip(arm.steps, arm.epochs, strict=True)):
                 values = [f"{arm.metrics[name][run, at]:.6g}" if name in arm.metrics else "" for name in names]
@@ -96,7 +96,7 @@ def ensemble_records(result: ComparisonResult) -> bytes:
     for row in result.rows:
         for when, found in row.ensembles.items():
             for (shift, severity), qualities in found.cells.items():
-                where = [row.arm.architecture, row.arm.init, row.arm.lr, when, shift or "clean", severity]
+                where = [row.arm.architecture, row.arm.label, row.arm.lr, when, shift or "clean", severity]
                 for number, one in enumerate(qualities):
                     lines.append([*where, number, found.members, *(f"{getattr(one, name):.6g}" for name in names)])
     return _csv(

@@ -159,6 +159,7 @@ def test_records_hold_every_run_and_every_ensemble(result):
         lines = list(csv.DictReader(file))
     assert len(lines) == 4 * 2 * (1 + 5)  # rows, before and after, clean and 5 severities
     assert {line["shift"] for line in lines} == {"clean", "noise"}
+    assert {line["initialiser"] for line in lines} == {row.arm.label for row in result.rows}
 
 
 def test_screen_shows_one_line_per_initialiser(result, screen):
