@@ -66,6 +66,8 @@ class RunConfig:
     """Of forward and backward passes; weights and optimiser stay in float32."""
     trajectory: Literal["float32", "float16"] = "float32"
     """How the weights of epochs before the last are stored."""
+    classifier_lr: float = 1.0
+    """Learning rate of the last linear layer, as a multiple of that of all others."""
     workers: int | None = None
     """Processes; default one per usable core. 0 trains in this process."""
     device: str = "cpu"
