@@ -89,10 +89,13 @@ def test_when_the_caller_goes_so_do_the_workers(tmp_path: Path, number: signal.S
     caller = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_for(lambda: list(tmp_path.glob("*.at-work")) and list(tmp_path.glob("*.deaf")))
     (polite,), (deaf,) = ([int(path.stem) for path in tmp_path.glob(f"*.{kind}")] for kind in ("at-work", "deaf"))
+    start = time.monotonic()
     (os.killpg if number == signal.SIGTERM else os.kill)(caller.pid, number)
     wait_for(lambda: not _is_running(polite))
     assert list(tmp_path.glob("*.saved"))
+    assert time.monotonic() - start < 2 or not _is_running(deaf)
     wait_for(lambda: not _is_running(deaf))
+    assert time.monotonic() - start < 20
     assert caller.wait(timeout=60) == (-number if number == signal.SIGKILL else EXIT_INTERRUPTED)
 
 
