@@ -153,7 +153,7 @@ class CoreDecoder(Decoder):
         cores = self.cores(targets)
         right_gram = _right_gram(cores.to(row_gram.dtype), column_gram, kernel_gram)
         between = equaliser(row_gram, right_gram, self.settings.spectrum_steps)
-        cores = (between.to(cores) @ cores.flatten(-2)).unflatten(-1, cores.shape[-2:])
+        cores = (between @ cores.to(between).flatten(-2)).to(cores).unflatten(-1, cores.shape[-2:])
         found: Sequence[Tensor | None] = [None] * len(groups)
         if largest:
             starts = per_target(mixture(each.rows.values) for each in readings).to(row_gram)
