@@ -8,52 +8,37 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from generators.errors import CollapseError, ModelError, ProposalError, TraceError
-from generators.initialiser import Initialiser, Kind, Proposal, Request, resolve
-from generators.inventory import MATRIX_ROLES, Inventory, ParameterInfo, Role, inventory
+from generators.batches import readable_again
+from generators.checking import (
+    Spreads,
+    check_finite,
+    check_fit,
+    check_model,
+    check_spread,
+    matrix_spreads,
+    state_tensors,
+    without_protected,
+)  # fmt: skip
+from generators.errors import TraceError
+from generators.initialiser import Initialiser, Kind, Proposal, Request, check_needs, needs_of, resolve
+from generators.inventory import Inventory, Role, inventory
 from generators.report import InitReport
-from generators.statistics import is_finite, spreads
 
 if TYPE_CHECKING:
     from generators.graph import Graph
 
 log = logging.getLogger(__name__)
 
-Spreads = dict[str, dict[str, float]]
-"""Parameter name to figures, see `matrix_spreads`."""
-
 UNMEASURED = (
     "running statistics start at 0 and 1: the network means nothing in eval() before some batches in train mode "
     "have measured them"
 )
-COLLAPSED_STD_RATIO = 1e-3  # a generated matrix this far below its target spread is a constant for all purposes
-
-
-def check_model(model: nn.Module) -> None:
-    """Raise `ModelError` for models that cannot be filled."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    named = dict(model.named_parameters())
-    if not named:
-        raise ModelError(f"{type(model).__name__} has no parameters: there is nothing to initialise")
-    for name, value in named.items():
-        if is_lazy(value):
-            raise ModelError(f"{name} is a lazy parameter without a shape; run the model once on a batch first")
-        if value.is_meta:
-            raise ModelError(f"{name} is on the meta device; give it storage first: model.to_empty(device='cpu')")
-
-
-def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by state-dict name, as the live objects. Tied ones appear under each name."""
-    return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
 
 def reset_running_statistics(model: nn.Module, name: str, *, frozen: bool = False) -> Proposal:
@@ -79,80 +64,6 @@ def reset_running_statistics(model: nn.Module, name: str, *, frozen: bool = Fals
     return proposal
 
 
-def _unwritable(value: Tensor) -> str:
-    """Why torch could not write into a tensor of the model, "" if it can."""
-    if value.layout is not torch.strided:
-        return f"is stored as {str(value.layout).removeprefix('torch.')}; make it dense"
-    if value.is_inference() and not torch.is_inference_mode_enabled():
-        return "was made in torch.inference_mode(); make the model outside, or fill it inside"
-    if any(stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True)):
-        return "holds one number at several places (expanded); clone it first"
-    return ""
-
-
-def _check_fit(proposal: Proposal, model: nn.Module, name: str, stack: tuple[int, ...]) -> None:
-    """Raise unless every proposed tensor exists, has the shape of the model's, and is accounted for."""
-    tensors = state_tensors(model)
-    for key, value in proposal.values.items():
-        if key not in tensors:
-            raise ProposalError(f"{name}: proposed a value for {key!r}, which the model does not have")
-        if value.shape != (*stack, *tensors[key].shape):
-            raise ProposalError(
-                f"{name}: {key} has shape {tuple(tensors[key].shape)}, proposed was {tuple(value.shape[len(stack) :])}"
-            )
-        reason = "" if stack else _unwritable(tensors[key])
-        if reason:
-            raise ModelError(f"{name} cannot write into {key}, which {reason}, or freeze it; nothing was written")
-    if proposal.sources.keys() & proposal.fallbacks.keys() or (
-        proposal.sources.keys() | proposal.fallbacks.keys() != proposal.values.keys()
-    ):
-        raise ProposalError(f"{name}: every proposed tensor must have exactly one source or fallback")
-
-
-def _check_finite(proposal: Proposal, model: nn.Module, name: str, measured: Spreads) -> None:
-    """Raise if a value is NaN or infinite in the data type of the model; a finite spread says that none is."""
-    tensors = state_tensors(model)
-    for key, value in proposal.values.items():
-        written = value.to(tensors[key].dtype) if tensors[key].is_floating_point() else value
-        known = written is value and key in measured and math.isfinite(measured[key]["std"])
-        if not known and not is_finite(written):
-            raise ProposalError(
-                f"{name}: the value for {key} holds NaN or infinity as {tensors[key].dtype}; nothing was written"
-            )
-
-
-def matrix_spreads(values: dict[str, Tensor], generated: Iterable[str], found: Inventory) -> Spreads:
-    """Spread of every generated matrix against the He spread of its fan-in.
-
-    Args:
-        values: parameter name to `[M, *shape]`, M members, of which the one with the least spread counts.
-        generated: names of the parameters that the generator stands behind.
-        found: inventory of the model.
-
-    Returns:
-        Name to `std`, `target_std` and `std_ratio`; not finite for values that are not.
-    """
-    wanted = {info.name: info for info in found if info.role in MATRIX_ROLES and info.numel > 1}
-    statistics = {}
-    for name in generated:
-        if name in wanted:
-            std, target = spreads(values[name]).min().item(), wanted[name].he_std
-            statistics[name] = {"std": std, "target_std": target, "std_ratio": std / target}
-    return statistics
-
-
-def check_spread(statistics: Spreads, name: str) -> None:
-    """Raise `CollapseError` if a generated matrix is a constant for all purposes; see `matrix_spreads`."""
-    collapsed = [key for key, row in statistics.items() if row["std_ratio"] < COLLAPSED_STD_RATIO]
-    if collapsed:
-        row = statistics[collapsed[0]]
-        raise CollapseError(
-            f"{name}: the generated {collapsed[0]} (and {len(collapsed) - 1} more) has lost its spread "
-            f"(std {row['std']:.2e} against {row['target_std']:.2e} for He); "
-            "nothing was written; refit the generator or use another one"
-        )
-
-
 def _merge(first: Proposal, second: Proposal, step: str) -> Proposal:
     """The account of `second` applied after `first`: a refined tensor keeps the name of who made it."""
     merged = Proposal({**first.values, **second.values}, dict(first.sources), dict(first.fallbacks))
@@ -171,21 +82,9 @@ def _merge(first: Proposal, second: Proposal, step: str) -> Proposal:
     return merged
 
 
-def _without_protected(proposal: Proposal, infos: dict[str, ParameterInfo], frozen: bool) -> Proposal:
-    """Drop what must not be written: frozen parameters (unless asked) and second names of tied parameters."""
-    for name in list(proposal.values):
-        info = infos.get(name)
-        reason = None
-        if info and info.tied_to:
-            reason = f"tied to {info.tied_to}"
-        elif info and not info.trainable and not frozen:
-            reason = "frozen (requires_grad=False); pass frozen=True to fill it"
-        if reason:
-            del proposal.values[name]
-            proposal.sources.pop(name, None)
-            proposal.fallbacks.pop(name, None)
-            proposal.kept[name] = reason
-    return proposal
+def _joined(first: Spreads, second: Spreads) -> Spreads:
+    """The rows of both; where both have a figure of a tensor, that of `second`."""
+    return {name: first.get(name, {}) | second.get(name, {}) for name in (*first, *second)}
 
 
 def writable(
@@ -213,11 +112,11 @@ def writable(
             proposal.sources[key] = resets.sources[key]
         if resets.values and step.kind is not Kind.POINTWISE:
             proposal.notes.append(UNMEASURED)
-    proposal = _without_protected(proposal, {info.name: info for info in found}, frozen)
-    _check_fit(proposal, model, step.name, stack)
+    proposal = without_protected(proposal, {info.name: info for info in found}, frozen)
+    check_fit(proposal, model, step.name, stack)
     values = proposal.values if stack else {name: value[None] for name, value in proposal.values.items()}
     measured = matrix_spreads(values, proposal.sources, found)
-    _check_finite(proposal, model, step.name, measured)
+    check_finite(proposal, model, step.name, measured)
     return proposal, measured
 
 
@@ -228,15 +127,21 @@ def _write(model: nn.Module, values: dict[str, Tensor]) -> None:
         tensors[name].copy_(value)
 
 
-def take_inventory(model: nn.Module, example_inputs: Any = None) -> tuple[Inventory, Graph | None, list[str]]:
+def take_inventory(
+    model: nn.Module, example_inputs: Any = None, *, traced: bool = False
+) -> tuple[Inventory, Graph | None, list[str]]:
     """The inventory of `model`, its graph if that was needed, and what the user should know.
 
-    The model is traced only if the owners and shapes of some parameters do not tell their roles (free parameters of
-    custom modules: tokens, tables, gains); where it cannot be traced, these keep an unknown role, and a note says so.
+    The model is traced if that is asked for by `traced`, or if the owners and shapes of some parameters do not tell
+    their roles (free parameters of custom modules: tokens, tables, gains); where it cannot be traced, these keep an
+    unknown role, and a note says so.
+
+    Raises:
+        TraceError: the model cannot be traced, and `traced` asks for it.
     """
     found = inventory(model)
     unknown = found.where(Role.OTHER, Role.MATRIX)
-    if not unknown:
+    if not unknown and not traced:
         return found, None, []
     from generators.graph import trace
 
@@ -244,6 +149,8 @@ def take_inventory(model: nn.Module, example_inputs: Any = None) -> tuple[Invent
         graph = trace(model, example_inputs)
         return inventory(model, graph), graph, []
     except TraceError as error:
+        if traced:
+            raise
         names = ", ".join(info.name for info in unknown[:3])
         return found, None, [f"the roles of {len(unknown)} parameters ({names}, ...) are unknown: {error}"]
 
@@ -256,6 +163,7 @@ def init(
     member: int = 0,
     data: Iterable | None = None,
     loss: Callable | None = None,
+    relative: nn.Module | None = None,
     example_inputs: Any = None,
     frozen: bool = False,
 ) -> InitReport:
@@ -269,6 +177,7 @@ def init(
         member: index in the population named by `seed`.
         data: batches `(inputs, targets)` for steps that need data.
         loss: `loss(outputs, targets) -> scalar` for steps that need one.
+        relative: a trained model, for steps that inherit from one.
         example_inputs: a tensor, tuple or dict that the model accepts, if the tracer cannot guess one.
         frozen: also fill parameters with `requires_grad=False`.
 
@@ -277,6 +186,7 @@ def init(
 
     Raises:
         UnknownNameError: a step of the chain does not exist.
+        ConfigError: the chain makes no sense, or a step needs what was not given.
         ModelError: the model has nothing to fill or cannot be filled.
         ProposalError: an initialiser gave values that do not fit; nothing was written.
         CollapseError: a generated weight has lost its spread; nothing was written.
@@ -284,15 +194,22 @@ def init(
     check_model(model)
     chain = resolve(spec)
     name = spec if isinstance(spec, str) else chain[0].name
-    found, graph, notes = take_inventory(model, example_inputs)
+    check_needs(chain, data=data, loss=loss, relative=relative)
+    traced = any("graph" in needs_of(step) for step in chain)
+    found, graph, notes = take_inventory(model, example_inputs, traced=traced)
     request = Request(
-        found, seed=seed, member=member, data=data, loss=loss, example_inputs=example_inputs, graph=graph
+        found, seed=seed, member=member, data=readable_again(data), loss=loss, relative=relative,
+        example_inputs=example_inputs, graph=graph,
     )  # fmt: skip
     merged, working, statistics = Proposal(notes=notes), model, Spreads()
+    figures: dict[str, dict[str, float]] = {}
     for number, step in enumerate(chain):
         proposal = step.propose(working, request)
         proposal, measured = writable(proposal, step, model, found, frozen=frozen)
-        merged, statistics = _merge(merged, proposal, step.name), statistics | measured
+        merged = _merge(merged, proposal, step.name)
+        statistics = _joined(_joined(statistics, measured), proposal.statistics)
+        if proposal.figures:
+            figures[step.name] = proposal.figures
         if number + 1 < len(chain):
             working = copy.deepcopy(model) if working is model else working
             _write(working, proposal.values)
@@ -302,7 +219,8 @@ def init(
     tensors = state_tensors(model)
     kept = {key: merged.kept.get(key, f"not touched by {name}") for key in tensors if key not in merged.values}
     report = InitReport(
-        name, seed, member, merged.sources, merged.fallbacks, kept, statistics, tuple(dict.fromkeys(merged.notes))
+        name, seed, member, merged.sources, merged.fallbacks, kept, statistics, tuple(dict.fromkeys(merged.notes)),
+        figures,
     )  # fmt: skip
     report.check(set(tensors))
     _write(model, merged.values)

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from generators.checking import check_model, check_spread, state_tensors
 from generators.errors import ConfigError, unknown_name
-from generators.filling import check_model, check_spread, state_tensors, take_inventory, writable
+from generators.filling import take_inventory, writable
 from generators.initialiser import Kind, Proposal, Request
 
 GENERATOR_KINDS: dict[str, str] = {

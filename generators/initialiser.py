@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 
 class Kind(str, Enum):
-    """What an initialiser looks at; REFINING ones improve what is there, the others fill from nothing."""
+    """What an initialiser looks at; REFINING ones improve what is there, the others fill every weight.
+
+    INHERITED ones look at a trained relative of the model.
+    """
 
     POINTWISE = "pointwise"
     LOCAL = "local"
     GLOBAL = "global"
+    INHERITED = "inherited"
     REFINING = "refining"
 
 
@@ -43,7 +47,8 @@ class Request:
         data: batches for initialisers that need data: an iterable of `(inputs, targets)`.
         loss: `loss(outputs, targets) -> scalar` for initialisers that need one.
         example_inputs: inputs for the tracer, if the shape of the model's input cannot be guessed.
-        graph: of the model, if it has been traced already.
+        graph: of the model, if it has been traced already, or an initialiser needs it.
+        relative: a trained model to inherit from.
         codes: `[M, ...]`, noise codes of the M members that are asked for, instead of those that `seed` gives.
     """
 
@@ -54,6 +59,7 @@ class Request:
     loss: Callable | None = None
     example_inputs: Any = None
     graph: Graph | None = None
+    relative: nn.Module | None = None
     codes: Tensor | None = None
 
 
@@ -62,7 +68,9 @@ class Proposal:
     """New values for some tensors of a model, and who stands behind each.
 
     `sources` and `fallbacks` have disjoint keys that together are those of `values`; a tensor that is in neither is
-    kept, with the reason in `kept` if there is a better one than "not touched by ...".
+    kept, with the reason in `kept` if there is a better one than "not touched by ...". `statistics` are figures of a
+    tensor (such as `scale`, the factor by which it was multiplied), `figures` those of the step as a whole (such as
+    `iterations` and `seconds`); both are for the report.
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -70,11 +78,17 @@ class Proposal:
     fallbacks: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    statistics: dict[str, dict[str, float]] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
 class Initialiser(Protocol):
-    """What all initialisers share. `name` appears in reports, `kind` decides where in a chain it may stand."""
+    """What all initialisers share. `name` appears in reports, `kind` decides where in a chain it may stand.
+
+    One that cannot do without something may have an attribute `needs`, a tuple of `NEEDS`; it is asked only if they are
+    given (and the graph traced).
+    """
 
     @property
     def name(self) -> str:
@@ -99,8 +113,18 @@ class InitialiserInfo:
     summary: str
 
 
+NEEDS = {
+    "data": "data=batches, an iterable of (inputs, targets)",
+    "loss": "loss=function, such as torch.nn.functional.cross_entropy",
+    "relative": "relative=model, a trained one to inherit from",
+    "graph": "example_inputs=..., if the model cannot be traced without",
+    "checkpoint": "the name or the folder of one",
+}
+"""What initialisers may need, and how it is given to `init`."""
+
 _REGISTRY: dict[str, tuple[InitialiserInfo, Callable[[], Initialiser]]] = {}
 _ENTRY_POINTS = "powerhouse.initialisers"
+_BUILT_IN = ("pointwise", "refining.lsuv")
 
 
 def register(name: str, *, kind: Kind, needs: tuple[str, ...] = (), paper: str = "", summary: str = "") -> Callable:
@@ -108,8 +132,15 @@ def register(name: str, *, kind: Kind, needs: tuple[str, ...] = (), paper: str =
 
     Third parties call it in a module that they name under the entry point group `powerhouse.initialisers`.
 
+    Args:
+        name: what chains call it.
+        kind: what it looks at.
+        needs: keys of `NEEDS`: what it cannot do without.
+        paper: authors, venue and number of the source, "" for what has none.
+        summary: what it does, in a few words.
+
     Raises:
-        ConfigError: `name` is taken, or holds a character that the chain syntax needs.
+        ConfigError: `name` is taken, or holds a character that the chain syntax needs, or a need is unknown.
     """
 
     def decorate(factory: Callable[[], Initialiser]) -> Callable[[], Initialiser]:
@@ -117,6 +148,9 @@ def register(name: str, *, kind: Kind, needs: tuple[str, ...] = (), paper: str =
             raise ConfigError(f"initialiser {name!r} is registered already; choose another name")
         if "+" in name or "/" in name or not name:
             raise ConfigError(f"initialiser name {name!r} must not be empty or hold '+' or '/'")
+        unknown = [need for need in needs if need not in NEEDS]
+        if unknown:
+            raise unknown_name("need of an initialiser", unknown[0], NEEDS)
         _REGISTRY[name] = (InitialiserInfo(name, kind.value, tuple(needs), paper, summary), factory)
         return factory
 
@@ -125,12 +159,25 @@ def register(name: str, *, kind: Kind, needs: tuple[str, ...] = (), paper: str =
 
 def _registry() -> dict[str, tuple[InitialiserInfo, Callable[[], Initialiser]]]:
     """The registry with the built-in initialisers and those of installed third parties loaded."""
-    import generators.pointwise
-    import generators.refining  # noqa: F401  (both register by being imported)
-
+    for module in _BUILT_IN:
+        importlib.import_module(f"generators.{module}")  # they register by being imported
     for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS):
         entry.load()
     return _REGISTRY
+
+
+def needs_of(step: Initialiser) -> frozenset[str]:
+    """What `step` says that it needs, and what it was registered with."""
+    registered = _REGISTRY[step.name][0].needs if step.name in _REGISTRY else ()
+    return frozenset((*registered, *getattr(step, "needs", ())))
+
+
+def check_needs(chain: Iterable[Initialiser], **given: Any) -> None:
+    """Raise `ConfigError` if a step of the chain needs something that was not passed to `init`."""
+    for step in chain:
+        for need in sorted(needs_of(step)):
+            if need in given and given[need] is None:
+                raise ConfigError(f"{step.name} needs {need}; pass {NEEDS[need]}")
 
 
 def list_initialisers() -> list[InitialiserInfo]:

@@ -19,7 +19,9 @@ class InitReport:
         generated: tensor name -> the initialiser that filled it.
         fallbacks: tensor name -> which simpler initialiser filled it, and why.
         kept: tensor name -> why the value that was there is still there.
-        statistics: tensor name -> figures measured on the written value (`std`, `target_std`, `std_ratio`, ...).
+        statistics: tensor name -> figures measured on the written value (`std`, `target_std`, `std_ratio`, ...), and
+            what steps tell of it (`scale`, ...).
+        figures: step of the chain -> figures of the step as a whole (`iterations`, `seconds`, ...).
         notes: what the user should know and no tensor carries, such as a width far outside the training range.
     """
 
@@ -31,6 +33,7 @@ class InitReport:
     kept: dict[str, str]
     statistics: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def check(self, names: set[str]) -> None:
         """Raise `ProposalError` unless the three dicts partition `names`."""
@@ -63,5 +66,7 @@ class InitReport:
             for reason in getattr(self, group).values():
                 reasons[group, reason] = reasons.get((group, reason), 0) + 1
         lines += [f"  {group:10s} {count:4d} x {reason}" for (group, reason), count in reasons.items()]
+        for step, figures in self.figures.items():
+            lines.append(f"  {step}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

@@ -13,7 +13,7 @@ import generators
 from generators import initialiser
 from generators.errors import ConfigError, UnknownNameError
 from generators.filling import init
-from generators.initialiser import Kind, Proposal, register, resolve
+from generators.initialiser import Kind, Proposal, Request, list_initialisers, needs_of, register, resolve
 from generators.pointwise import HE
 
 
@@ -52,3 +52,56 @@ def test_names_are_registered_once() -> None:
         register("he", kind=Kind.POINTWISE)(lambda: HE)
     with pytest.raises(ConfigError, match=r"'\+'"):
         register("he+he", kind=Kind.POINTWISE)(lambda: HE)
+
+
+def test_a_need_that_is_not_known() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'data'"):
+        register("mine", kind=Kind.REFINING, needs=("dat",))(Asking)
+
+
+@pytest.mark.parametrize("info", list_initialisers(), ids=lambda info: info.name)
+def test_rows_tell_what_the_initialiser_says_of_itself(info: initialiser.InitialiserInfo) -> None:
+    (made,) = resolve(info.name)
+    assert (made.name, made.kind.value) == (info.name, info.kind)
+    assert needs_of(made) == set(info.needs) == set(getattr(made, "needs", ()))
+    assert info.summary
+
+
+class Asking:
+    """Keeps the request; tells a figure of a tensor and one of the step."""
+
+    name, kind = "asking", Kind.REFINING
+
+    def __init__(self, *needs: str) -> None:
+        self.needs = needs
+
+    def propose(self, model: nn.Module, request: Request) -> Proposal:
+        self.request = request
+        value = model.get_parameter("weight").detach() * 2
+        return Proposal(
+            {"weight": value}, {"weight": "asking"}, statistics={"weight": {"scale": 2.0}}, figures={"steps": 3.0}
+        )
+
+
+@pytest.mark.parametrize("need", ["data", "loss", "relative"])
+def test_what_a_step_needs_must_be_given(need: str) -> None:
+    model = nn.Linear(4, 3)
+    before = model.weight.detach().clone()
+    with pytest.raises(ConfigError, match=f"asking needs {need}; pass {need}="):
+        init(model, Asking(need))
+    assert torch.equal(model.weight, before)
+
+
+def test_the_graph_is_traced_only_for_those_who_need_it() -> None:
+    plain, asking = Asking(), Asking("graph")
+    init(nn.Linear(4, 3), plain)
+    init(nn.Linear(4, 3), asking)
+    assert plain.request.graph is None
+    assert asking.request.graph is not None and asking.request.graph.by_parameter["weight"] is not None
+
+
+def test_what_a_step_tells_is_in_the_report() -> None:
+    report = init(nn.Linear(4, 3), Asking())
+    assert report.statistics["weight"]["scale"] == 2.0 and report.statistics["weight"]["std"] > 0
+    assert report.figures == {"asking": {"steps": 3.0}}
+    assert "asking: steps 3" in str(report)

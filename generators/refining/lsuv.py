@@ -1,7 +1,6 @@
-"""Refining initialisers: they take the weights that are there and improve them.
+"""LSUV, layer-sequential unit variance (Mishkin and Matas, "All you need is a good init", ICLR 2016, arXiv 1511.06422).
 
-LSUV, layer-sequential unit variance (Mishkin and Matas, "All you need is a good init", ICLR 2016, arXiv 1511.06422): on
-one batch, in the order of the forward pass, divide the weight of each convolution and linear layer by the standard
+On one batch, in the order of the forward pass, divide the weight of each convolution and linear layer by the standard
 deviation of the layer's output until that is 1 within a tolerance. The paper starts from orthogonal weights:
 `"orthogonal+lsuv"`.
 """
@@ -11,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,46 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from generators.errors import ConfigError, DataError, ModelError
+from generators.batches import call, first_batch, inputs_of
 from generators.initialiser import Kind, Proposal, Request, register
 from generators.seeds import isolated
-
-
-def first_batch(data: Iterable | None, name: str) -> Any:
-    """The inputs of the first batch of `data`.
-
-    Args:
-        data: an iterable of `(inputs, targets)`; a batch that is a lone tensor or mapping counts as inputs.
-        name: the initialiser that asks.
-
-    Raises:
-        ConfigError: there is no data.
-        DataError: the data is empty.
-    """
-    if data is None:
-        raise ConfigError(
-            f"{name} needs data: pass batches of (inputs, targets), as in init(model, 'he+{name}', data=loader)"
-        )
-    batch = next(iter(data), None)
-    if batch is None or (isinstance(batch, list | tuple) and not batch):
-        raise DataError(f"{name} needs data, but the data passed is empty")
-    return batch[0] if isinstance(batch, list | tuple) else batch
-
-
-def call(model: nn.Module, inputs: Any) -> Any:
-    """`model` on inputs that are one argument, a tuple of arguments, or a mapping of keyword arguments.
-
-    Raises:
-        ModelError: the model's own exception, as the cause.
-    """
-    device = next(model.parameters()).device
-    here = lambda value: value.to(device) if isinstance(value, Tensor) else value  # noqa: E731
-    try:
-        if isinstance(inputs, Mapping):
-            return model(**{key: here(value) for key, value in inputs.items()})
-        return model(*map(here, inputs)) if isinstance(inputs, tuple) else model(here(inputs))
-    except Exception as error:  # whatever a foreign forward raises; it is chained, not swallowed
-        raise ModelError(f"{type(model).__name__} cannot be run on the first batch of the data: {error}") from error
 
 
 def _spread(output: Any) -> float:
@@ -83,6 +44,7 @@ class LSUV:
     tries: int = 10
     name: str = "lsuv"
     kind: Kind = Kind.REFINING
+    needs: tuple[str, ...] = ("data",)
 
     def propose(self, model: nn.Module, request: Request) -> Proposal:
         """Rescaled weights of every convolution and linear layer that the model's forward pass calls."""
@@ -96,7 +58,7 @@ class LSUV:
             if weight.requires_grad and uses[id(weight)] == 1:
                 self._watch(f"{path}.weight" if path else "weight", module, weight, proposal)
         with torch.no_grad(), isolated(request.seed, self.name, request.member):
-            call(work, first_batch(request.data, self.name))
+            call(work, inputs_of(first_batch(request.data, self.name)))
         if not proposal.values:
             proposal.notes.append("lsuv: the forward pass calls no convolution or linear layer that it could rescale")
         return proposal

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from generators.errors import ConfigError, DataError, ModelError
 from generators.filling import init
-from generators.refining import LSUV
+from generators.refining.lsuv import LSUV
 
 
 @pytest.fixture(scope="module")

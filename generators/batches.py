@@ -1,0 +1,99 @@
+"""Data for initialisers that look at it: batches that can be read again, and a model's answer to one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from generators.errors import DataError, ModelError
+
+
+class Replayed:
+    """An iterator that can be iterated over again: what it gave is kept, and no more is taken than is asked for."""
+
+    def __init__(self, source: Iterator) -> None:
+        self._source, self._seen = source, list[Any]()
+
+    def __iter__(self) -> Iterator:
+        taken = 0
+        while True:
+            if taken == len(self._seen):
+                try:
+                    self._seen.append(next(self._source))
+                except StopIteration:
+                    return
+            yield self._seen[taken]
+            taken += 1
+
+
+def readable_again(data: Iterable | None) -> Iterable | None:
+    """`data`, such that every step of a chain meets the batches from the first one on.
+
+    Raises:
+        DataError: it is not iterable.
+    """
+    if data is None:
+        return None
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise DataError(f"data must be an iterable of batches (inputs, targets), got {type(data).__name__}")
+    return Replayed(data) if isinstance(data, Iterator) else data
+
+
+def first_batch(data: Iterable | None, name: str) -> Any:
+    """The first batch of `data`, for the initialiser `name`.
+
+    Raises:
+        DataError: the data is empty, or missing.
+    """
+    batch = next(iter(data), None) if data is not None else None
+    if batch is None or (isinstance(batch, list | tuple) and not batch):
+        raise DataError(f"{name} needs data, but the data passed is empty")
+    return batch
+
+
+def inputs_of(batch: Any) -> Any:
+    """The inputs of a batch `(inputs, targets)`; a batch that is a lone tensor or mapping is inputs."""
+    return batch[0] if isinstance(batch, list | tuple) else batch
+
+
+def pair_of(batch: Any, name: str) -> tuple[Any, Any]:
+    """Inputs and targets of a batch, for the initialiser `name`.
+
+    Raises:
+        DataError: the batch has another form.
+    """
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        raise DataError(f"{name} needs batches (inputs, targets), got {type(batch).__name__}")
+    return batch[0], batch[1]
+
+
+def to_device_of(model: nn.Module, value: Any) -> Any:
+    """`value` with its tensors, also those in tuples, lists and mappings, where the first parameter of `model` is."""
+    device = next(model.parameters()).device
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: to_device_of(model, part) for key, part in value.items()}
+    return type(value)(to_device_of(model, part) for part in value) if isinstance(value, list | tuple) else value
+
+
+def arguments_of(inputs: Any) -> tuple[tuple, dict[str, Any]]:
+    """Inputs as positional and keyword arguments: one argument, a tuple of them, or a mapping by keyword."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """`model` on inputs that are one argument, a tuple of arguments, or a mapping of keyword arguments.
+
+    Raises:
+        ModelError: the model's own exception, as the cause.
+    """
+    arguments, keywords = arguments_of(to_device_of(model, inputs))
+    try:
+        return model(*arguments, **keywords)
+    except Exception as error:  # whatever a foreign forward raises; it is chained, not swallowed
+        raise ModelError(f"{type(model).__name__} cannot be run on the first batch of the data: {error}") from error

@@ -1,0 +1,1 @@
+"""Refining initialisers: they take the weights that are there and improve them."""

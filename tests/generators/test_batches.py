@@ -1,0 +1,81 @@
+"""Batches that can be read again, and what they are made of."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from generators.batches import (
+    Replayed,
+    arguments_of,
+    call,
+    first_batch,
+    inputs_of,
+    pair_of,
+    readable_again,
+    to_device_of,
+)
+from generators.errors import DataError
+
+
+def test_an_iterator_is_read_again_and_no_further_than_asked() -> None:
+    taken = []
+
+    def numbers() -> Any:
+        for number in itertools.count():
+            taken.append(number)
+            yield number
+
+    data = readable_again(numbers())
+    assert isinstance(data, Replayed)
+    assert list(itertools.islice(data, 3)) == [0, 1, 2] == taken
+    assert list(itertools.islice(data, 2)) == [0, 1] and taken == [0, 1, 2]
+    first, second = iter(data), iter(data)
+    assert [next(first), next(first), next(second)] == [0, 1, 0]
+    assert list(itertools.islice(data, 5)) == [0, 1, 2, 3, 4] == taken
+    assert list(Replayed(iter("ab"))) == ["a", "b"]
+
+
+def test_what_can_be_read_again_is_left_alone() -> None:
+    batches = [(torch.zeros(2), torch.zeros(2))]
+    assert readable_again(batches) is batches
+    assert readable_again(None) is None
+    with pytest.raises(DataError, match="got int"):
+        readable_again(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("data", [None, [], iter(()), [()]])
+def test_no_batch(data: Any) -> None:
+    with pytest.raises(DataError, match="lsuv needs data, but the data passed is empty"):
+        first_batch(data, "lsuv")
+
+
+def test_parts_of_a_batch() -> None:
+    inputs, targets = torch.zeros(2, 3), torch.ones(2)
+    assert inputs_of((inputs, targets)) is inputs and inputs_of(inputs) is inputs
+    assert pair_of([inputs, targets], "nio") == (inputs, targets)
+    for wrong in (inputs, (inputs,), (inputs, targets, targets), {"inputs": inputs}):
+        with pytest.raises(DataError, match=r"nio needs batches \(inputs, targets\)"):
+            pair_of(wrong, "nio")
+
+
+def test_inputs_become_arguments() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.offset = nn.Parameter(torch.zeros(()))
+
+        def forward(self, first: torch.Tensor, second: Any = None) -> torch.Tensor:
+            return self.offset + first + (second[0] if second is not None else 0)
+
+    one = torch.ones(2)
+    assert call(Sum(), one).eq(1).all()
+    assert call(Sum(), (one, [one])).eq(2).all()
+    assert call(Sum(), {"first": one, "second": (one, "text")}).eq(2).all()
+    assert arguments_of([one, one]) == (([one, one],), {})  # a list is one argument
+    moved = to_device_of(Sum().to("meta"), {"first": one, "second": [(one, 3)]})
+    assert moved["first"].is_meta and moved["second"][0][0].is_meta and moved["second"][0][1] == 3
