@@ -124,7 +124,7 @@ NEEDS = {
 
 _REGISTRY: dict[str, tuple[InitialiserInfo, Callable[[], Initialiser]]] = {}
 _ENTRY_POINTS = "powerhouse.initialisers"
-_BUILT_IN = ("pointwise", "refining.lsuv")
+_BUILT_IN = ("pointwise", "structured", "refining.lsuv")
 
 
 def register(name: str, *, kind: Kind, needs: tuple[str, ...] = (), paper: str = "", summary: str = "") -> Callable:

@@ -19,11 +19,13 @@ from generators.seeds import plain_tensors, stream
 
 CONSTANT_ROLES = BIAS_ROLES | {Role.NORM_SCALE}  # equal in all members
 TABLE_STD = 0.02  # position tables, tokens and relative-bias tables: the habit of the transformer literature
+_CUT_STD = 0.8796256610342398  # of a standard normal variable cut at -2 and 2
 
 Draw = Callable[[Tensor, ParameterInfo, torch.Generator], object]
 
 
-def _normal(std: Callable[[ParameterInfo], float]) -> Draw:
+def normal(std: Callable[[ParameterInfo], float]) -> Draw:
+    """Draws from a normal distribution whose standard deviation is a function of the parameter."""
     return lambda block, info, generator: nn.init.normal_(block, 0.0, std(info), generator=generator)
 
 
@@ -35,8 +37,22 @@ def _uniform(std: Callable[[ParameterInfo], float]) -> Draw:
     return draw
 
 
+def _cut_normal(std: Callable[[ParameterInfo], float]) -> Draw:
+    """Normal draws cut at twice their standard deviation, which is as much greater as the cut takes away."""
+
+    def draw(block: Tensor, info: ParameterInfo, generator: torch.Generator) -> None:
+        whole = std(info) / _CUT_STD
+        nn.init.trunc_normal_(block, 0.0, whole, -2.0 * whole, 2.0 * whole, generator=generator)
+
+    return draw
+
+
 def _he(info: ParameterInfo) -> float:
     return math.sqrt(2.0 / max(info.fan_in, 1))
+
+
+def _he_out(info: ParameterInfo) -> float:
+    return math.sqrt(2.0 / max(info.fan_out, 1))
 
 
 def _xavier(info: ParameterInfo) -> float:
@@ -59,6 +75,10 @@ def _orthogonal(block: Tensor, info: ParameterInfo, generator: torch.Generator) 
     nn.init.orthogonal_(block, math.sqrt(2.0), generator=generator)
 
 
+def _nothing(info: ParameterInfo) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Pointwise:
     """Draws every matrix with `draw`, sets biases to 0 and norm scales to 1.
@@ -66,11 +86,13 @@ class Pointwise:
     Attributes:
         name: the registered name.
         draw: fills one matrix `[fan_out, ...]` in place; stacked matrices (query-key-value, gates) one by one.
+        lacks: why `draw` has no rule for a parameter, "" if it has one; `he` makes what it lacks.
     """
 
     name: str
     draw: Draw
     kind: Kind = Kind.POINTWISE
+    lacks: Callable[[ParameterInfo], str] = _nothing
 
     @plain_tensors()
     def value(self, info: ParameterInfo, seed: int, member: int) -> tuple[Tensor | None, str]:
@@ -96,7 +118,8 @@ class Pointwise:
         """Values for every parameter whose role a pointwise rule covers."""
         proposal = Proposal()
         for info in request.inventory:
-            self.fill(proposal, info, request)
+            lack = self.lacks(info)
+            (HE if lack else self).fill(proposal, info, request, because=f"{self.name}: {lack}" if lack else "")
         return proposal
 
     def fill(self, proposal: Proposal, info: ParameterInfo, request: Request, *, because: str = "") -> None:
@@ -122,18 +145,24 @@ class Pointwise:
         proposal.values[info.name] = stack
 
 
-HE = Pointwise("he", _normal(_he))
+HE = Pointwise("he", normal(_he))
 
 _KAIMING = "He et al., ICCV 2015, arXiv 1502.01852"
 _GLOROT = "Glorot and Bengio, AISTATS 2010"
+_LECUN = "LeCun et al., Efficient BackProp, 1998"
 _SAXE = "Saxe et al., 2013, arXiv 1312.6120"
+_OUTPUTS = "outputs counted per group"
 
 for _initialiser, _paper, _summary in (
     (HE, _KAIMING, "normal, variance 2 / fan-in"),
     (Pointwise("he-uniform", _uniform(_he)), _KAIMING, "uniform, variance 2 / fan-in"),
-    (Pointwise("xavier", _normal(_xavier)), _GLOROT, "normal, variance 2 / (fan-in + fan-out)"),
+    (Pointwise("he-truncated", _cut_normal(_he)), _KAIMING, "normal cut at twice its std, variance 2 / fan-in still"),
+    (Pointwise("he-out", normal(_he_out)), _KAIMING, f"normal, variance 2 / fan-out, {_OUTPUTS}"),
+    (Pointwise("he-out-uniform", _uniform(_he_out)), _KAIMING, f"uniform, variance 2 / fan-out, {_OUTPUTS}"),
+    (Pointwise("xavier", normal(_xavier)), _GLOROT, "normal, variance 2 / (fan-in + fan-out)"),
     (Pointwise("xavier-uniform", _uniform(_xavier)), _GLOROT, "uniform, variance 2 / (fan-in + fan-out)"),
-    (Pointwise("lecun", _normal(_lecun)), "LeCun et al., Efficient BackProp, 1998", "normal, variance 1 / fan-in"),
+    (Pointwise("lecun", normal(_lecun)), _LECUN, "normal, variance 1 / fan-in"),
+    (Pointwise("lecun-uniform", _uniform(_lecun)), _LECUN, "uniform, variance 1 / fan-in"),
     (Pointwise("torch", _uniform(_torch_default)), "", "torch's default weights: uniform, variance 1 / (3 fan-in)"),
     (Pointwise("trunc-normal", _truncated), "", f"truncated normal, std {TABLE_STD} whatever the fan"),
     (Pointwise("orthogonal", _orthogonal), _SAXE, "orthogonal rows or columns, gain sqrt 2"),

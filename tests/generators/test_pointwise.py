@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from generators.filling import init
 from generators.initialiser import Proposal, Request
 from generators.inventory import inventory
-from generators.pointwise import HE, TABLE_STD
+from generators.pointwise import HE, TABLE_STD, Pointwise, normal
 
+SPREADS = (
+    "he", "he-uniform", "he-truncated", "he-out", "he-out-uniform", "xavier", "xavier-uniform", "lecun",
+    "lecun-uniform", "torch",
+)  # fmt: skip
 LAYERS = {
     "linear": nn.Linear(300, 200),
     "conv": nn.Conv2d(32, 48, 3),
@@ -33,15 +37,19 @@ def _std_by_torch(layer: nn.Module, name: str) -> float:
     return {
         "he": math.sqrt(2 / fan_in),
         "he-uniform": math.sqrt(2 / fan_in),
+        "he-truncated": math.sqrt(2 / fan_in),
+        "he-out": math.sqrt(2 / fan_out),
+        "he-out-uniform": math.sqrt(2 / fan_out),
         "xavier": math.sqrt(2 / (fan_in + fan_out)),
         "xavier-uniform": math.sqrt(2 / (fan_in + fan_out)),
         "lecun": math.sqrt(1 / fan_in),
+        "lecun-uniform": math.sqrt(1 / fan_in),
         "torch": math.sqrt(1 / (3 * fan_in)),
     }[name]
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("name", ["he", "he-uniform", "xavier", "xavier-uniform", "lecun", "torch"])
+@pytest.mark.parametrize("name", SPREADS)
 def test_spread(layer: str, name: str) -> None:
     """Mean 0 and the spread of the formula, within 4 standard errors of > 9,000 draws."""
     weight = _filled(LAYERS[layer], name)
@@ -50,11 +58,24 @@ def test_spread(layer: str, name: str) -> None:
     assert abs(weight.mean().item()) < 4 * expected / math.sqrt(weight.numel())
 
 
-def test_uniform_is_bounded_and_normal_is_not() -> None:
-    uniform, normal = _filled(LAYERS["linear"], "he-uniform"), _filled(LAYERS["linear"], "he")
-    bound = math.sqrt(6 / 300)
+@pytest.mark.parametrize(("name", "square"), [("he", 6 / 300), ("he-out", 6 / 200), ("lecun", 3 / 300)])
+def test_uniform_is_bounded_and_normal_is_not(name: str, square: float) -> None:
+    uniform, normal = _filled(LAYERS["linear"], f"{name}-uniform"), _filled(LAYERS["linear"], name)
+    bound = math.sqrt(square)
     assert 0.99 * bound < uniform.abs().max() <= bound
     assert normal.abs().max() > 1.5 * bound
+
+
+def test_cut_normal_has_the_spread_of_the_whole_one() -> None:
+    """Nothing beyond 2 / 0.8796 standard deviations; a million draws have the wanted one within 4 standard errors.
+
+    0.8796 by hand: the variance of a standard normal variable cut at 2 is 1 - 4 f(2) / (2 F(2) - 1).
+    """
+    density, inside = math.exp(-2.0) / math.sqrt(2 * math.pi), math.erf(math.sqrt(2.0))
+    kept = math.sqrt(1 - 4 * density / inside)
+    weight, std = _filled(nn.Linear(1000, 1000), "he-truncated"), math.sqrt(2 / 1000)
+    assert 0.999 * 2 * std / kept < weight.abs().max() <= 2 * std / kept
+    assert weight.std().item() == pytest.approx(std, rel=4 / math.sqrt(2 * weight.numel()))
 
 
 def test_torch_matches_the_default_constructor() -> None:
@@ -108,6 +129,17 @@ def test_everything_else() -> None:
 def test_truncated_normal() -> None:
     weight = _filled(LAYERS["linear"], "trunc-normal")
     assert weight.std().item() == pytest.approx(TABLE_STD, rel=0.02)
+
+
+def test_what_a_rule_lacks_is_made_by_he() -> None:
+    """The weights of `he`, bit by bit, under fallbacks with the reason; the rest by the initialiser itself."""
+    model, same = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    narrow = Pointwise("narrow", normal(lambda info: 1.0), lacks=lambda info: "too wide" if info.fan_in > 3 else "")
+    report = init(model, narrow, seed=2)
+    init(same, "he", seed=2)
+    assert report.fallbacks == {"0.weight": "he (narrow: too wide)"}
+    assert report.generated["1.weight"] == "narrow"
+    assert torch.equal(model[0].weight, same[0].weight)
 
 
 def test_as_a_named_fallback() -> None:
