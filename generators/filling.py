@@ -106,11 +106,15 @@ def writable(
     if step.kind is not Kind.REFINING:
         resets = reset_running_statistics(model, step.name, frozen=frozen)
         proposal.kept = {**resets.kept, **proposal.kept}
-        for key in [key for key in resets.values if key not in proposal.values]:
+        for key in resets.kept:
+            proposal.values.pop(key, None)
+            proposal.sources.pop(key, None)
+        unmeasured = [key for key in resets.values if key not in proposal.values]
+        for key in unmeasured:
             start = resets.values[key]
             proposal.values[key] = start.expand(*stack, *start.shape).clone() if stack else start
             proposal.sources[key] = resets.sources[key]
-        if resets.values and step.kind is not Kind.POINTWISE:
+        if unmeasured and step.kind is not Kind.POINTWISE:
             proposal.notes.append(UNMEASURED)
     proposal = without_protected(proposal, {info.name: info for info in found}, frozen)
     check_fit(proposal, model, step.name, stack)

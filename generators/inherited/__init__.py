@@ -1,0 +1,1 @@
+"""Inherited initialisers: a model starts from the weights of a trained relative."""
