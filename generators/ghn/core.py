@@ -14,9 +14,11 @@ coordinate networks needed five times the steps, or did not get there (docs/deci
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +27,15 @@ from generators.ghn.decoder import Decoder, DecoderSettings, Part
 from generators.ghn.plan import MAX_BLOCKS, Group
 from generators.ghn.spectrum import equaliser, largest_of_product, mixture
 from generators.hyperfan import hyperfan_
+from generators.seeds import plain_tensors
 
 GRID = 3  # the core holds a 3 x 3 kernel, the most common one; others are read from it by interpolation
+CLASSES = -1  # the "size" under which classifiers find the class codes
 SHARED, OWN = 0.5, 0.35  # start spread of the part of a core that all nodes share, and of the part of the node
 
 
+@functools.lru_cache(maxsize=128)
+@plain_tensors()
 def interpolation(count: int, cells: int, *, device: torch.device | None = None) -> Tensor:
     """`[count, cells]`: how much of each of `cells` cells each of `count` evenly spread places takes.
 
@@ -45,6 +51,8 @@ def read_table(table: Tensor, count: int) -> Tensor:
     return interpolation(count, len(table), device=table.device).to(table) @ table
 
 
+@functools.lru_cache(maxsize=128)
+@plain_tensors()
 def kernel_basis(kernel: tuple[int, ...], *, device: torch.device | None = None) -> Tensor:
     """`[S, GRID * GRID]`: how much of each position of the grid every position of `kernel` takes.
 
@@ -56,45 +64,43 @@ def kernel_basis(kernel: tuple[int, ...], *, device: torch.device | None = None)
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table as layers of one size read it.
+class Readings:
+    """A table as layers of several sizes read it.
 
     Attributes:
-        values: `[n, R]`, a row per channel, class or kernel position.
-        gram: `values^T values`, `[R, R]`, in double precision: tables are far from orthogonal.
+        values: size to `[n, R]`, a row per channel, class or kernel position.
+        grams: `values^T values` of each, `[sizes, R, R]`, in double precision: tables are far from orthogonal.
     """
 
-    values: Tensor
-    gram: Tensor
+    values: dict[Any, Tensor]
+    grams: Tensor
 
     @classmethod
-    def of(cls, values: Tensor) -> Table:
-        exact = values.double() if values.device.type != "mps" else values  # which has no double precision
-        return cls(values, exact.mT @ exact)
+    def of(cls, values: dict[Any, Tensor]) -> Readings:
+        exact = [each.double() if each.device.type != "mps" else each for each in values.values()]  # mps has none
+        return cls(values, torch.stack([each.mT @ each for each in exact]))
+
+    def grams_of(self, sizes: Sequence[Any]) -> Tensor:
+        """`[T, R, R]` for T targets of these sizes."""
+        places = {size: place for place, size in enumerate(self.values)}
+        index = torch.tensor([places[size] for size in sizes], device="cpu")
+        return self.grams.index_select(0, index.to(self.grams.device))
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The tables as targets `[O, I, *kernel]` with S kernel positions read them.
+def spread(cores: Tensor, columns: Tensor, kernel: Tensor) -> Tensor:
+    """Cores over inputs and kernel positions: `[M, G, R, I * S]`.
 
-    Attributes:
-        rows: U, values `[O, R]`.
-        columns: V, values `[I, R]`.
-        kernel: B, values `[S, GRID * GRID]`.
+    Args:
+        cores: `[M, G, R, R, GRID * GRID]`.
+        columns: V, `[I, R]`.
+        kernel: B, `[S, GRID * GRID]`.
     """
-
-    rows: Table
-    columns: Table
-    kernel: Table
-
-    def spread(self, cores: Tensor) -> Tensor:
-        """Cores `[M, G, R, R, GRID * GRID]` over inputs and kernel positions: `[M, G, R, I * S]`."""
-        taken = (cores @ self.kernel.values.mT).mT  # [M, G, R, S, R]
-        return (taken @ self.columns.values.mT).mT.flatten(-2)
+    taken = (cores @ kernel.mT).mT  # [M, G, R, S, R]
+    return (taken @ columns.mT).mT.flatten(-2)
 
 
 def _right_gram(cores: Tensor, column_gram: Tensor, kernel_gram: Tensor) -> Tensor:
-    """`right right^T` `[M, T, R, R]` for `right = Reading.spread(cores)`, from the Gram matrices of its tables.
+    """`right right^T` `[M, T, R, R]` for `right = spread(cores, ...)`, from the Gram matrices of its tables.
 
     Args:
         cores: `[M, T, R, R, GRID * GRID]`.
@@ -105,6 +111,10 @@ def _right_gram(cores: Tensor, column_gram: Tensor, kernel_gram: Tensor) -> Tens
     met = (cores.flatten(-3, -2) @ kernel_gram).unflatten(-2, cores.shape[-3:-1]).mT
     met = (met.flatten(-3, -2) @ column_gram).unflatten(-2, shape[:2])
     return cores.mT.flatten(-2) @ met.flatten(-2).mT
+
+
+def _row_size(group: Group) -> int:
+    return CLASSES if group.output else group.outputs
 
 
 class CoreDecoder(Decoder):
@@ -140,45 +150,40 @@ class CoreDecoder(Decoder):
 
     def parts(self, groups: Sequence[Group], node_vectors: Tensor, *, largest: bool = False) -> Iterator[Part]:
         targets = self.targets(groups, node_vectors)
-        readings = self.readings(groups)
         counts = [len(group.names) for group in groups]
         norms = self.norms(groups, targets).split(counts, dim=1)
-
-        def per_target(values: Iterable[Tensor]) -> Tensor:
-            return torch.cat([each.expand(count, *each.shape) for each, count in zip(values, counts, strict=True)])
-
-        row_gram = per_target(each.rows.gram for each in readings)
-        column_gram = per_target(each.columns.gram for each in readings)
-        kernel_gram = per_target(each.kernel.gram for each in readings)
+        rows, columns, kernels = self.readings(groups)
+        each_target = [group for group in groups for _ in group.names]
+        row_gram = rows.grams_of([_row_size(group) for group in each_target])
+        column_gram = columns.grams_of([group.inputs for group in each_target])
+        kernel_gram = kernels.grams_of([group.kernel for group in each_target])
         cores = self.cores(targets)
         right_gram = _right_gram(cores.to(row_gram.dtype), column_gram, kernel_gram)
         between = equaliser(row_gram, right_gram, self.settings.spectrum_steps)
         cores = (between @ cores.to(between).flatten(-2)).to(cores).unflatten(-1, cores.shape[-2:])
         found: Sequence[Tensor | None] = [None] * len(groups)
         if largest:
-            starts = per_target(mixture(each.rows.values) for each in readings).to(row_gram)
-            values = largest_of_product(row_gram, between @ right_gram @ between.mT, starts)
+            starts = {size: mixture(values) for size, values in rows.values.items()}
+            start = torch.stack([starts[_row_size(group)] for group in each_target]).to(row_gram)
+            values = largest_of_product(row_gram, between @ right_gram @ between.mT, start)
             found = values.to(cores).split(counts, dim=1)
-        for each, own, norm, value in zip(readings, cores.split(counts, dim=1), norms, found, strict=True):
-            yield Part(each.rows.values, each.spread(own), norm, value)
+        for group, own, norm, value in zip(groups, cores.split(counts, dim=1), norms, found, strict=True):
+            right = spread(own, columns.values[group.inputs], kernels.values[group.kernel])
+            yield Part(rows.values[_row_size(group)], right, norm, value)
 
     def cores(self, targets: Tensor) -> Tensor:
         """`[M, T, R, R, GRID * GRID]` from the vectors of targets `[M, T, C]`."""
         rank = self.settings.rank
         return self.head(nn.functional.gelu(self.hidden(targets))).unflatten(-1, (rank, rank, GRID * GRID))
 
-    def readings(self, groups: Sequence[Group]) -> list[Reading]:
-        """The tables as each group reads them; each size is read once."""
-        device = self.rows.device
-        classes = Table.of(self.class_codes) if any(each.output for each in groups) else None
-        rows = {size: Table.of(read_table(self.rows, size)) for size in {each.outputs for each in groups}}
-        columns = {size: Table.of(read_table(self.columns, size)) for size in {each.inputs for each in groups}}
+    def readings(self, groups: Sequence[Group]) -> tuple[Readings, Readings, Readings]:
+        """The tables of rows, columns and kernel positions as the groups read them; each size is read once."""
+        rows: dict[Any, Tensor] = {}
+        for size in dict.fromkeys(_row_size(group) for group in groups):
+            rows[size] = self.class_codes if size == CLASSES else read_table(self.rows, size)
+        columns = {size: read_table(self.columns, size) for size in dict.fromkeys(group.inputs for group in groups)}
         kernels = {
-            size: Table.of(kernel_basis(size, device=device).to(self.rows)) for size in {each.kernel for each in groups}
+            size: kernel_basis(size, device=self.rows.device).to(self.rows)
+            for size in dict.fromkeys(group.kernel for group in groups)
         }
-        return [
-            Reading(
-                classes if each.output and classes else rows[each.outputs], columns[each.inputs], kernels[each.kernel]
-            )
-            for each in groups
-        ]
+        return Readings.of(rows), Readings.of(columns), Readings.of(kernels)
