@@ -124,7 +124,7 @@ NEEDS = {
 
 _REGISTRY: dict[str, tuple[InitialiserInfo, Callable[[], Initialiser]]] = {}
 _ENTRY_POINTS = "powerhouse.initialisers"
-_BUILT_IN = ("pointwise", "structured", "refining.lsuv")
+_BUILT_IN = ("pointwise", "structured", "architecture_aware", "refining.lsuv", "refining.emergence", "refining.rewiring", "stabilised", "inherited.selection")
 
 
 def register(name: str, *, kind: Kind, needs: tuple[str, ...] = (), paper: str = "", summary: str = "") -> Callable:
