@@ -53,9 +53,8 @@ def _unwritable(value: Tensor) -> str:
     return ""
 
 
-def check_fit(proposal: Proposal, model: nn.Module, name: str, stack: tuple[int, ...]) -> None:
+def check_fit(proposal: Proposal, tensors: dict[str, Tensor], name: str, stack: tuple[int, ...]) -> None:
     """Raise unless every proposed tensor exists, has the shape of the model's, and is accounted for."""
-    tensors = state_tensors(model)
     for key, value in proposal.values.items():
         if key not in tensors:
             raise ProposalError(f"{name}: proposed a value for {key!r}, which the model does not have")
@@ -72,9 +71,8 @@ def check_fit(proposal: Proposal, model: nn.Module, name: str, stack: tuple[int,
         raise ProposalError(f"{name}: every proposed tensor must have exactly one source or fallback")
 
 
-def check_finite(proposal: Proposal, model: nn.Module, name: str, measured: Spreads) -> None:
+def check_finite(proposal: Proposal, tensors: dict[str, Tensor], name: str, measured: Spreads) -> None:
     """Raise if a value is NaN or infinite in the data type of the model; a finite spread says that none is."""
-    tensors = state_tensors(model)
     for key, value in proposal.values.items():
         written = value.to(tensors[key].dtype) if tensors[key].is_floating_point() else value
         known = written is value and key in measured and math.isfinite(measured[key]["std"])

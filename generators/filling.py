@@ -88,8 +88,8 @@ def _joined(first: Spreads, second: Spreads) -> Spreads:
 
 
 def writable(
-    proposal: Proposal, step: Initialiser, model: nn.Module, found: Inventory, *, frozen: bool,
-    stack: tuple[int, ...] = (),
+    proposal: Proposal, step: Initialiser, model: nn.Module, found: Inventory, *, tensors: dict[str, Tensor],
+    frozen: bool, stack: tuple[int, ...] = (),
 ) -> tuple[Proposal, Spreads]:  # fmt: skip
     """What of a step's proposal is to be written: running statistics reset, protected tensors left out, checked.
 
@@ -100,6 +100,7 @@ def writable(
         step: who proposes.
         model: whose tensors the values are for.
         found: its inventory.
+        tensors: see `state_tensors`; taking them from a large model costs as much as a tenth of filling it.
         frozen: parameters with `requires_grad=False` are written too.
         stack: `(M,)` if the values are those of M members, stacked.
     """
@@ -117,16 +118,15 @@ def writable(
         if unmeasured and step.kind is not Kind.POINTWISE:
             proposal.notes.append(UNMEASURED)
     proposal = without_protected(proposal, {info.name: info for info in found}, frozen)
-    check_fit(proposal, model, step.name, stack)
+    check_fit(proposal, tensors, step.name, stack)
     values = proposal.values if stack else {name: value[None] for name, value in proposal.values.items()}
     measured = matrix_spreads(values, proposal.sources, found)
-    check_finite(proposal, model, step.name, measured)
+    check_finite(proposal, tensors, step.name, measured)
     return proposal, measured
 
 
 @torch.no_grad()
-def _write(model: nn.Module, values: dict[str, Tensor]) -> None:
-    tensors = state_tensors(model)
+def _write(tensors: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         tensors[name].copy_(value)
 
@@ -201,6 +201,7 @@ def init(
     check_needs(chain, data=data, loss=loss, relative=relative)
     traced = any("graph" in needs_of(step) for step in chain)
     found, graph, notes = take_inventory(model, example_inputs, traced=traced)
+    tensors = state_tensors(model)
     request = Request(
         found, seed=seed, member=member, data=readable_again(data), loss=loss, relative=relative,
         example_inputs=example_inputs, graph=graph,
@@ -209,24 +210,23 @@ def init(
     figures: dict[str, dict[str, float]] = {}
     for number, step in enumerate(chain):
         proposal = step.propose(working, request)
-        proposal, measured = writable(proposal, step, model, found, frozen=frozen)
+        proposal, measured = writable(proposal, step, model, found, tensors=tensors, frozen=frozen)
         merged = _merge(merged, proposal, step.name)
         statistics = _joined(_joined(statistics, measured), proposal.statistics)
         if proposal.figures:
             figures[step.name] = proposal.figures
         if number + 1 < len(chain):
             working = copy.deepcopy(model) if working is model else working
-            _write(working, proposal.values)
+            _write(state_tensors(working), proposal.values)
     statistics = {key: row for key, row in statistics.items() if key in merged.sources}
     if chain[0].kind in (Kind.LOCAL, Kind.GLOBAL):
         check_spread(statistics, name)
-    tensors = state_tensors(model)
     kept = {key: merged.kept.get(key, f"not touched by {name}") for key in tensors if key not in merged.values}
     report = InitReport(
         name, seed, member, merged.sources, merged.fallbacks, kept, statistics, tuple(dict.fromkeys(merged.notes)),
         figures,
     )  # fmt: skip
     report.check(set(tensors))
-    _write(model, merged.values)
+    _write(tensors, merged.values)
     log.debug("%s", report)
     return report

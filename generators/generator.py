@@ -115,11 +115,12 @@ class Generator(nn.Module, ABC):
         found, graph, _ = take_inventory(model, example_inputs)
         request = Request(found, seed=seed, example_inputs=example_inputs, graph=graph, codes=codes)
         proposal = self.propose_stack(model, request, range(first, first + n))
-        proposal, measured = writable(proposal, self, model, found, frozen=False, stack=(n,))
+        tensors = state_tensors(model)
+        proposal, measured = writable(proposal, self, model, found, tensors=tensors, frozen=False, stack=(n,))
         check_spread(measured, self.name)
         tied = {info.name: info.tied_to for info in found if info.tied_to}
         states = {}
-        for key, own in state_tensors(model).items():
+        for key, own in tensors.items():
             value = proposal.values.get(tied.get(key, key))
             states[key] = own.detach().expand(n, *own.shape) if value is None else value.to(own)
         return _for_vmap(model, states, n) if stacked else states

@@ -143,12 +143,13 @@ class GHN(Generator):
         pieces: dict[str, dict[int, Tensor]] = defaultdict(dict)
         for group, part, noise_share, share in self._parts(plan, vectors, anchor):
             decoded = part.matrices(group.target_std * share * part.norm).unflatten(-1, (group.inputs, *group.kernel))
-            for index, value in enumerate(decoded.unbind(1)):
-                name, block = group.names[index], group.blocks[index]
-                if (self.config.anchor if anchor is None else anchor) > 0:
-                    eps = noise(f"{name}[{block}]", value.shape).to(value)
-                    scale = group.target_std * noise_share[:, index]
-                    value = value + eps * scale.view(-1, *[1] * (value.dim() - 1))
+            if (self.config.anchor if anchor is None else anchor) > 0:
+                one = (len(vectors), *decoded.shape[2:])
+                targets = zip(group.names, group.blocks, strict=True)
+                eps = torch.stack([noise(f"{name}[{block}]", one) for name, block in targets], dim=1)
+                scale = group.target_std * noise_share
+                decoded = decoded + eps.to(decoded) * scale.view(*scale.shape, *[1] * (decoded.dim() - 2))
+            for name, block, value in zip(group.names, group.blocks, decoded.unbind(1), strict=True):
                 pieces[name][block] = value
         return {
             name: torch.cat([blocks[b] for b in sorted(blocks)], dim=1) if len(blocks) > 1 else blocks[0]
