@@ -124,7 +124,10 @@ NEEDS = {
 
 _REGISTRY: dict[str, tuple[InitialiserInfo, Callable[[], Initialiser]]] = {}
 _ENTRY_POINTS = "powerhouse.initialisers"
-_BUILT_IN = ("pointwise", "structured", "architecture_aware", "refining.lsuv", "refining.emergence", "refining.rewiring", "stabilised", "inherited.selection")
+_BUILT_IN = (
+    "pointwise", "structured", "architecture_aware", "stabilised", "refining.lsuv", "refining.emergence",
+    "refining.rewiring", "inherited.selection", "inherited.fusion",
+)  # fmt: skip
 
 
 def register(name: str, *, kind: Kind, needs: tuple[str, ...] = (), paper: str = "", summary: str = "") -> Callable:
