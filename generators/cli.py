@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import safetensors
 import safetensors.torch
 import torch
 import tyro
@@ -31,7 +32,7 @@ from tyro.conf import Positional, arg, subcommand
 
 import generators
 from generators.checkpoint import verify
-from generators.errors import ConfigError, ModelError, unknown_name
+from generators.errors import CheckpointError, ConfigError, ModelError, unknown_name
 from generators.filling import init
 from generators.generator import Generator
 from generators.initialiser import list_initialisers, resolve
@@ -111,6 +112,36 @@ def build_model(text: str, arguments: dict[str, Any], *, seed: int) -> nn.Module
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {text!r} gave a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _arguments(text: str, option: str) -> dict[str, Any]:
+    """The keyword arguments of a constructor that an option holds as JSON.
+
+    Raises:
+        ConfigError: it is no JSON, or no object.
+    """
+    try:
+        arguments = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{option} {text!r} is not JSON: {error}") from error
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"{option} {text!r} must be a JSON object")
+    return arguments
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Read the state dict of `model` from a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing, of another format, or for another model.
+    """
+    try:
+        safetensors.torch.load_model(model, file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read as safetensors: {error}; write it with save_model") from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{file} does not fit the model: {reason}; pass its own model and arguments") from error
 
 
 # ---- files
@@ -210,23 +241,38 @@ class _Fill:
     """for initialisers that need data: module.path:callable that gives batches (inputs, targets)"""
     loss: str = ""
     """for initialisers that need a loss: module.path:callable, loss(outputs, targets)"""
+    relative: str = ""
+    """for initialisers that inherit from a trained model: which one, written like --model"""
+    relative_weights: Path | None = None
+    """its trained weights, NAME.safetensors; only a module.path:callable may give a model that has them already"""
+    relative_arguments: str = "{}"
+    """keyword arguments of its constructor as JSON"""
 
     def _model(self) -> nn.Module:
         if self.out.suffix != ".safetensors":
             raise ConfigError(f"--out {self.out}: the name must end in .safetensors")
-        try:
-            arguments = json.loads(self.model_arguments)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"--model-arguments {self.model_arguments!r} is not JSON: {error}") from error
-        if not isinstance(arguments, dict):
-            raise ConfigError(f"--model-arguments {self.model_arguments!r} must be a JSON object")
-        return build_model(self.model, arguments, seed=self.seed)
+        return build_model(self.model, _arguments(self.model_arguments, "--model-arguments"), seed=self.seed)
+
+    def _relative(self) -> nn.Module | None:
+        """The trained model to inherit from, if one is given."""
+        if not self.relative:
+            if self.relative_weights is not None:
+                raise ConfigError(f"--relative-weights {self.relative_weights}: whose? Pass --relative as well")
+            return None
+        if self.relative_weights is None and self.relative.partition(":")[0] in _MODEL_SOURCES:
+            raise ConfigError(f"--relative {self.relative} is not trained; pass its weights, --relative-weights FILE")
+        arguments = _arguments(self.relative_arguments, "--relative-arguments")
+        relative = build_model(self.relative, arguments, seed=self.seed)
+        if self.relative_weights is not None:
+            load_weights(relative, self.relative_weights)
+        return relative
 
     def _aids(self) -> dict[str, Any]:
         """The keyword arguments of `init` besides seed and member."""
         return dict(
             data=_named(self.data, "data")() if self.data else None,
             loss=_named(self.loss, "loss") if self.loss else None,
+            relative=self._relative(),
             example_inputs=torch.zeros(self.input_shape) if self.input_shape else None,
         )
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from generators.cli import main
-from generators.errors import ConfigError, ModelError, PowerhouseError, UnknownNameError
+from generators.errors import CheckpointError, ConfigError, ModelError, PowerhouseError, UnknownNameError
 from generators.filling import init
 from generators.initialiser import list_initialisers
 
@@ -92,6 +92,50 @@ def test_init_with_data_and_arguments(model: str, tmp_path: Path) -> None:
     assert written["0.weight"].shape == (5, 4)
     outputs = torch.eye(4) @ written["0.weight"].T
     assert outputs.repeat(4, 1).std().item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_init_from_a_relative(model: str, tmp_path: Path) -> None:
+    """A wider net of the same class with weights from a file: what the library makes of it."""
+    trained, out = tmp_path / "trained.safetensors", tmp_path / "w.safetensors"
+    relative, expected = _net(16), _net(8)
+    init(relative, "he", seed=9)
+    safetensors.torch.save_model(relative, str(trained))
+    options = ["--model", model, "--with", "weight-selection", "--out", str(out), "--input-shape", "2", "4"]
+    wide = ["--relative", model, "--relative-weights", str(trained), "--relative-arguments", '{"width": 16}']
+    main(["init", *options, *wide])
+    init(expected, "weight-selection", relative=relative)
+    written = safetensors.torch.load_file(out)
+    assert all(torch.equal(written[name], value) for name, value in expected.state_dict().items())
+    assert torch.equal(written["0.weight"], relative[0].weight[::2])
+    assert json.loads(Path(f"{out}.json").read_text())["command"]["relative_weights"] == str(trained)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ([], ConfigError, "weight-selection needs relative"),
+        (["--relative-weights", "w.safetensors"], ConfigError, "whose.* Pass --relative"),
+        (["--relative", "torchvision:resnet18"], ConfigError, "not trained; pass its weights, --relative-weights"),
+        (["--relative", "mine_for_cli:nett"], UnknownNameError, "'net'"),
+        (
+            ["--relative", "mine_for_cli:net", "--relative-arguments", "["],
+            ConfigError,
+            "arguments '.' is not JSON",
+        ),
+        (["--relative", "mine_for_cli:net", "--relative-weights", "no.safetensors"], CheckpointError, "no.safetensors"),
+        (["--relative", "mine_for_cli:net", "--relative-weights", __file__], CheckpointError, "read as safetensors"),
+        (["--relative", "mine_for_cli:net", "--relative-weights", "FILE"], CheckpointError, "does not fit .*size mism"),
+    ],
+)
+def test_relatives_that_cannot_be_had(
+    model: str, tmp_path: Path, arguments: list[str], error: type[PowerhouseError], words: str
+) -> None:
+    trained, out = tmp_path / "trained.safetensors", tmp_path / "w.safetensors"
+    safetensors.torch.save_model(_net(16), str(trained))
+    given = [str(trained) if text == "FILE" else text for text in arguments]
+    with pytest.raises(error, match=words):
+        main(["init", "--model", model, "--with", "weight-selection", "--out", str(out), *given])
+    assert not out.exists()
 
 
 def test_sample(model: str, tmp_path: Path) -> None:
