@@ -5,7 +5,8 @@ model, in CPU seconds of one thread, medians of rounds, and of ours a pass of th
 memory over weights + GHN; distinct values, numeric and stable rank of what was written. Both sides are in their
 smallest published shape, with random weights, for 1,000 classes. Ours is the deterministic GHN, as the other is;
 `noise_total_s` is ours with codes and white noise. What a trained generator writes (`trained_`) is measured on a
-published one, whose classifiers are He's for want of 1,000 classes.
+published one, whose classifiers are He's for want of 1,000 classes. Figures of a training step are those of
+`ghn_training.py`.
 
     python benchmarks/ghn.py --json ghn.json [--quick] [--peer DIR] [--trained NAME]
 
@@ -22,6 +23,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,7 +41,6 @@ from torch import nn  # noqa: E402
 
 import generators  # noqa: E402
 from collect.architectures import build  # noqa: E402
-from collect.data import ImageSet, load  # noqa: E402
 from collect.durable import durable  # noqa: E402
 from collect.provenance import provenance  # noqa: E402
 from generators import init, trace  # noqa: E402
@@ -49,9 +50,7 @@ from generators.ghn.ghn import GHN  # noqa: E402
 from generators.initialiser import Proposal, Request  # noqa: E402
 from generators.inventory import inventory  # noqa: E402
 from generators.pointwise import HE  # noqa: E402
-from generators.seeds import stream  # noqa: E402
 from generators.statistics import measure  # noqa: E402
-from train_generators.subject import ImageStream, Subject  # noqa: E402
 
 MODELS = ("resnet18", "resnet50", "vit_b_16", "efficientnet_b0", "efficientnet_b7", "convnext_tiny", "densenet201",
           "efficientnet_v2_l")  # fmt: skip
@@ -59,11 +58,6 @@ CLASSES = 1000
 OURS = GHNConfig(classes=CLASSES)
 NOISE = replace(OURS, anchor=0.6, decoded_limit=1.0, code=8)
 HUNDRED, SMALL_NETWORK = 100, "resnet-20-w16"
-META_BATCH = (
-    "resnet-20-w16", "resnet-14-w16", "resnet-32-w8", "resnet-26-w12", "vgg-6-w16", "vgg-4-w32", "mobilenet-5-w16",
-    "vit-4-w48",
-)  # fmt: skip
-BATCH = 64
 PEER_SHAPE: dict[str, Any] = dict(
     max_shape=(64, 64, 16, 16), num_classes=CLASSES, hid=64, heads=8, layers=3, weight_norm=True, ve=True,
     layernorm=True,
@@ -77,10 +71,10 @@ class Size:
     models: tuple[str, ...] = MODELS
     rounds: int = 3
     measured: int = 6  # tensors per model whose singular values are taken: the largest and evenly spread others
-    meta_batch: tuple[str, ...] = META_BATCH
+    meta_batch: tuple[str, ...] = ()  # those of `ghn_training.py`
 
 
-QUICK = Size(models=("resnet18", "efficientnet_b0"), rounds=2, measured=4, meta_batch=META_BATCH[:2])
+QUICK = Size(models=("resnet18", "efficientnet_b0"), rounds=2, measured=4, meta_batch=("resnet-20-w16", "vgg-4-w32"))
 
 
 # ---- one side, in a process of its own ---------------------------------------------------------------------------
@@ -202,54 +196,17 @@ def hundred_members(rounds: int) -> dict[str, float]:
     return {"sample1_s": one, "sample100_s": many, "sample100_ratio": many / one}
 
 
-def images() -> ImageSet:
-    """Digits as colour images of 32 x 32: the shape of CIFAR counts here, not what they show."""
-    digits = load("digits")
-
-    def grown(part: Any) -> Any:
-        small = part.images.expand(-1, 3, -1, -1)
-        return replace(part, images=nn.functional.interpolate(small.float(), size=(32, 32)).to(small))
-
-    return replace(
-        digits,
-        shape=(3, 32, 32),
-        train=grown(digits.train),
-        validation=grown(digits.validation),
-        test=grown(digits.test),
-    )
-
-
-def training_step(names: tuple[str, ...], rounds: int) -> dict[str, float]:
-    """The share of the GHN, forward and backward, in a step over `names` with a batch of images each."""
-    data = images()
-    ghn = GHN(replace(NOISE, classes=len(data.classes)))
-    subjects = [Subject(name, ghn, data, draws=1) for name in names]
-    source = ImageStream(data, batch_size=BATCH, augmentation="none", seed=0)
-    ours_s, steps_s = [], []
-
-    def noise(_: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.randn(shape, generator=draw)
-
-    for turn in range(rounds + 1):
-        draw, own = stream(0, "benchmark", turn), 0.0
-        pictures, labels = source.batch(turn)
-        start = time.process_time()
-        for subject in subjects:
-            begun = time.process_time()
-            codes = torch.randn(1, ghn.code_nodes(subject.plan), ghn.config.code, generator=draw)
-            decoded = ghn.predict(subject.plan, codes, noise)
-            own += time.process_time() - begun
-            leaves = {name: value.detach().requires_grad_() for name, value in decoded.items()}
-            logits = subject.logits(leaves, pictures[None])
-            nn.functional.cross_entropy(logits[0], labels).backward()
-            begun = time.process_time()
-            torch.autograd.backward(list(decoded.values()), [leaves[name].grad for name in decoded])
-            own += time.process_time() - begun
-        ours_s.append(own)
-        steps_s.append(time.process_time() - start)
-        ghn.zero_grad()
-    share = statistics.median(own / step for own, step in zip(ours_s[1:], steps_s[1:], strict=True))
-    return {"train_step_s": statistics.median(steps_s[1:]), "train_ghn_share": share}
+def training(names: tuple[str, ...], rounds: int, folder: Path | None) -> dict[str, float]:
+    """The figures of `ghn_training.py`."""
+    with tempfile.TemporaryDirectory() as place:
+        found = Path(place, "training.json")
+        command = [sys.executable, str(Path(__file__).with_name("ghn_training.py")), "--json", str(found)]
+        command += ["--rounds", str(rounds), *(["--architectures", *names] if names else [])]
+        command += ["--peer", str(folder)] if folder else []
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"training: {done.stderr[-2000:]}")
+        return {key: value for key, value in json.loads(found.read_text()).items() if "train_" in key}
 
 
 def measure_all(size: Size, folder: Path | None, trained: str) -> dict[str, float]:
@@ -271,7 +228,7 @@ def measure_all(size: Size, folder: Path | None, trained: str) -> dict[str, floa
             keys.add(f"{key}_speedup")
     for key in sorted(keys):
         figures[f"median_{key}"] = statistics.median(figures[f"{key}/{name}"] for name in size.models)
-    return figures | hundred_members(size.rounds) | training_step(size.meta_batch, size.rounds)
+    return figures | hundred_members(size.rounds) | training(size.meta_batch, size.rounds, folder)
 
 
 def tables(figures: dict[str, float], models: tuple[str, ...]) -> list[Table]:
