@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from generators.inventory import inventory
 
 if TYPE_CHECKING:
+    from generators.architecture_aware import architecture_learning_rate
     from generators.checkpoint import load, save
     from generators.errors import PowerhouseError
     from generators.filling import init
     from generators.generator import Generator
     from generators.ghn.codes import interpolate_codes
+    from generators.gradients import GradCosine, grad_cosine
     from generators.graph import Graph, trace
     from generators.hyperfan import hyperfan_
     from generators.initialiser import Initialiser, Kind, Proposal, Request, list_initialisers, register
@@ -30,12 +32,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "init", "load", "save", "list_initialisers", "list_generators", "trace", "inventory", "register", "hyperfan_",
-    "interpolate_codes", "Generator", "GeneratorEntry", "Graph", "Initialiser", "InitReport", "Kind", "Proposal",
-    "Request", "PowerhouseError", "__version__",
+    "interpolate_codes", "architecture_learning_rate", "grad_cosine", "GradCosine", "Generator", "GeneratorEntry",
+    "Graph", "Initialiser", "InitReport", "Kind", "Proposal", "Request", "PowerhouseError", "__version__",
 ]  # fmt: skip
 
 _HOMES = {
+    "architecture_learning_rate": "architecture_aware",
     "init": "filling",
+    "grad_cosine": "gradients",
+    "GradCosine": "gradients",
     "hyperfan_": "hyperfan",
     "interpolate_codes": "ghn.codes",
     "list_initialisers": "initialiser",

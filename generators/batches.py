@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,14 +69,19 @@ def pair_of(batch: Any, name: str) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-def to_device_of(model: nn.Module, value: Any) -> Any:
-    """`value` with its tensors, also those in tuples, lists and mappings, where the first parameter of `model` is."""
-    device = next(model.parameters()).device
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """`value` with `function` of each of its tensors, also of those in tuples, lists and mappings."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return function(value)
     if isinstance(value, Mapping):
-        return {key: to_device_of(model, part) for key, part in value.items()}
-    return type(value)(to_device_of(model, part) for part in value) if isinstance(value, list | tuple) else value
+        return {key: map_tensors(function, part) for key, part in value.items()}
+    return type(value)(map_tensors(function, part) for part in value) if isinstance(value, list | tuple) else value
+
+
+def to_device_of(model: nn.Module, value: Any) -> Any:
+    """`value` with its tensors where the first parameter of `model` is."""
+    device = next(model.parameters()).device
+    return map_tensors(lambda tensor: tensor.to(device), value)
 
 
 def arguments_of(inputs: Any) -> tuple[tuple, dict[str, Any]]:
