@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from generators.errors import ConfigError
-from generators.hyperfan import hyperfan_, hyperfan_variances
+from generators.errors import ConfigError, PowerhouseError
+from generators.filling import init
+from generators.hyperfan import MainLayer, hyperfan_, hyperfan_variances
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -223,3 +224,112 @@ def test_kaiming_on_the_heads_explodes():
 def test_impossible_settings(changes):
     with pytest.raises(ConfigError, match="hyperfan"):
         hyperfan_variances(**({"fan_in": 4, "fan_out": 4, "width": 4} | changes))
+
+
+# ---- the initialisers -----------------------------------------------------------------------------------------------
+
+
+class Hypernetwork(nn.Module):
+    """From embeddings of 64 numbers over two ReLU layers of 64 to the weights and biases of a main MLP."""
+
+    def __init__(self, *sizes: int, told: dict | None = None) -> None:
+        super().__init__()
+        self.sizes, self.told = list(itertools.pairwise(sizes)), told
+        self.embedding = nn.Embedding(3, 64)
+        self.hidden = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+        self.weights = nn.ModuleList([nn.Linear(64, inputs * outputs) for inputs, outputs in self.sizes])
+        self.biases = nn.ModuleList([nn.Linear(64, outputs) for _, outputs in self.sizes])
+
+    def main_layers(self) -> Any:
+        last = len(self.sizes) - 1
+        return self.told if self.told is not None else {
+            f"weights.{i}": MainLayer(inputs, outputs, relu=i < last, bias=f"biases.{i}")
+            for i, (inputs, outputs) in enumerate(self.sizes)
+        }  # fmt: skip
+
+    def forward(self, index: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
+        """What each layer of the main network gives before its ReLU, for inputs `[N, I]` and one index."""
+        e, found = self.hidden(self.embedding(index)), list[torch.Tensor]()
+        for weight, bias, (inputs, outputs) in zip(self.weights, self.biases, self.sizes, strict=True):
+            x = x if not found else x.relu()
+            x = x @ weight(e).reshape(outputs, inputs).T + bias(e)
+            found.append(x)
+        return found
+
+
+@torch.no_grad()
+def test_a_filled_hypernetwork_makes_a_deep_main_network_of_unit_scale() -> None:
+    """Six layers, 15 seeds: the median variance before each ReLU is within [0.2, 5], that of the answer within [0.2, 2];
+    with He on the heads it exceeds 1e9.
+    """
+    model = Hypernetwork(256, 128, 128, 128, 128, 128, 10)
+    x = torch.randn(64, 256, generator=rng(11))
+    medians = {}
+    for spec, seeds in (("hyperfan", 15), ("he", 3)):
+        rows = []
+        for seed in range(seeds):
+            init(model, spec, seed=seed)
+            rows.append([value.square().mean().item() for value in model(torch.tensor(0), x)])
+        medians[spec] = torch.tensor(rows).median(dim=0).values
+    assert ((medians["hyperfan"] > 0.2) & (medians["hyperfan"] < 5)).all() and medians["hyperfan"][-1] < 2, medians
+    assert medians["he"][-1] > 1e9
+
+
+@pytest.mark.parametrize("spec, mode", [("hyperfan", "in"), ("hyperfan-out", "out"), ("hyperfan-harmonic", "harmonic")])
+def test_heads_have_the_variances_of_the_formulas(spec: str, mode: Any) -> None:
+    """Std within 5 % of the formula's, or exactly 0; all else is a named fallback, and the report is complete."""
+    model = Hypernetwork(32, 64, 16)
+    report = init(model, spec, seed=3)
+    for index, (inputs, outputs) in enumerate(model.sizes):
+        weight, bias = hyperfan_variances(
+            fan_in=inputs, fan_out=outputs, width=64, mode=mode, relu=index == 0, generates_bias=True
+        )
+        assert model.weights[index].weight.std().item() == pytest.approx(math.sqrt(weight), rel=0.05)
+        assert model.biases[index].weight.std().item() == pytest.approx(math.sqrt(bias), rel=0.05)
+        assert not model.weights[index].bias.any() and not model.biases[index].bias.any()
+    assert len(report.generated) == 8 and not report.kept and report.generated["weights.0.bias"].endswith("head bias 0")
+    assert report.fallbacks["hidden.0.weight"] == f"he ({spec}: not a head)" and not model.hidden[0].bias.any()
+    assert abs(model.embedding.weight.std() - 1) < 0.2
+    again = Hypernetwork(32, 64, 16)
+    init(again, spec, seed=3)
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), again.parameters(), strict=True))
+    init(again, spec, seed=3, member=1)
+    assert not torch.equal(model.weights[0].weight, again.weights[0].weight)
+
+
+def test_what_the_model_tells_is_used() -> None:
+    """A second moment of 4 halves the spread of a head; without a generated bias it is sqrt 2 as large."""
+    one, four, alone = (
+        Hypernetwork(32, 64, told={"weights.0": MainLayer(32, 64, **options)})
+        for options in (dict(bias="biases.0"), dict(bias="biases.0", second_moment=4.0), {})
+    )
+    for model in (one, four, alone):
+        init(model, "hyperfan")
+    torch.testing.assert_close(one.weights[0].weight, 2 * four.weights[0].weight)
+    torch.testing.assert_close(alone.weights[0].weight, math.sqrt(2) * one.weights[0].weight)
+    report = init(alone, "hyperfan")
+    assert report.fallbacks["biases.0.weight"].startswith("he")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (
+            nn.Linear(3, 2),
+            "hyperfan is for hypernetworks, and Linear does not say what it makes; give it",
+        ),
+        (Hypernetwork(3, 2, told={"weights.0": (3, 2)}), "Hypernetwork does not say"),
+        (
+            Hypernetwork(3, 2, told={"weight.0": MainLayer(3, 2)}),
+            r"unknown head in main_layers\(\) 'weight.0'",
+        ),
+        (Hypernetwork(3, 2, told={"embedding": MainLayer(3, 2)}), "'embedding' .* must be a linear layer"),
+        (Hypernetwork(3, 2, told={"weights.0": MainLayer(3, 2, bias="weights.0")}), "that makes one tensor"),
+        (Hypernetwork(3, 2, told={"weights.0": MainLayer(0, 2)}), "positive fans"),
+    ],
+)
+def test_models_that_are_no_hypernetworks(model: nn.Module, words: str) -> None:
+    before = [value.clone() for value in model.parameters()]
+    with pytest.raises(PowerhouseError, match=words):
+        init(model, "hyperfan")
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), before, strict=True))
