@@ -211,6 +211,8 @@ def init(
     for number, step in enumerate(chain):
         proposal = step.propose(working, request)
         proposal, measured = writable(proposal, step, model, found, tensors=tensors, frozen=frozen)
+        if step.kind in (Kind.LOCAL, Kind.GLOBAL):  # not after what follows it, which may mean its zeros
+            check_spread(measured, name)
         merged = _merge(merged, proposal, step.name)
         statistics = _joined(_joined(statistics, measured), proposal.statistics)
         if proposal.figures:
@@ -219,8 +221,6 @@ def init(
             working = copy.deepcopy(model) if working is model else working
             _write(state_tensors(working), proposal.values)
     statistics = {key: row for key, row in statistics.items() if key in merged.sources}
-    if chain[0].kind in (Kind.LOCAL, Kind.GLOBAL):
-        check_spread(statistics, name)
     kept = {key: merged.kept.get(key, f"not touched by {name}") for key in tensors if key not in merged.values}
     report = InitReport(
         name, seed, member, merged.sources, merged.fallbacks, kept, statistics, tuple(dict.fromkeys(merged.notes)),
