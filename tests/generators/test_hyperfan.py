@@ -259,7 +259,7 @@ class Hypernetwork(nn.Module):
 
 @torch.no_grad()
 def test_a_filled_hypernetwork_makes_a_deep_main_network_of_unit_scale() -> None:
-    """Six layers, 15 seeds: the median variance before each ReLU is within [0.2, 5], that of the answer within [0.2, 2];
+    """Six layers, 15 seeds: the median variance before each ReLU is within [0.2, 5], that of the answer below 2;
     with He on the heads it exceeds 1e9.
     """
     model = Hypernetwork(256, 128, 128, 128, 128, 128, 10)
