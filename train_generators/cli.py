@@ -57,6 +57,11 @@ COMMANDS = {
         "train a graph hypernetwork whose members differ (noise codes, and white noise in every weight)",
         "--zoo runs/zoo --out runs/noise-ghn",
     ),
+    "pictures": Command(
+        "train_generators.local_plots:main",
+        "draw kernels, latent traversals and spectra of a local generator beside trained networks",
+        "--checkpoint runs/conv-vae --zoo runs/zoo --out runs/pictures",
+    ),
     "compare": Command(
         "train_generators.compare:main",
         "report what each initialiser is worth against a baseline, over the populations of a zoo",

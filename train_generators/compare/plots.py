@@ -40,7 +40,7 @@ def styles(result: ComparisonResult) -> dict[str, tuple[str, str]]:
     return {row.label: (NEUTRAL, "-") for row in result.rows if row.is_baseline} | found
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
@@ -104,7 +104,7 @@ def curves(result: ComparisonResult, architecture: str) -> bytes:
             labels=[f"{row.label} (lr {row.arm.lr:g}, n = {len(row.arm.seeds)})" for row in rows],
             loc="outside lower center", ncols=min(len(rows), 4),
         )  # fmt: skip
-        return _png(figure)
+        return png(figure)
 
 
 def box_plot(result: ComparisonResult) -> bytes:
@@ -131,7 +131,7 @@ def box_plot(result: ComparisonResult) -> bytes:
             axes.set_ylim(-0.6, len(rows) - 0.4)
             axes.set_title(name)
             axes.set_xlabel("test accuracy at the end in %")
-        return _png(figure)
+        return png(figure)
 
 
 def severity(result: ComparisonResult, when: str) -> bytes | None:
@@ -161,7 +161,7 @@ def severity(result: ComparisonResult, when: str) -> bytes | None:
             labels=list(look), loc="outside lower center", ncols=min(len(look), 6),
         )  # fmt: skip
         figure.suptitle(f"ensembles {when} training, mean over the kinds of shift", x=0.01, ha="left", fontsize=10)
-        return _png(figure)
+        return png(figure)
 
 
 def _shown_layer(population: Any) -> Any | None:
@@ -193,7 +193,7 @@ def _kernels(row: Row, layer: str, when: str) -> np.ndarray | None:
     return values.reshape(-1, *spec.shape[2:])
 
 
-def _mosaic(kernels: np.ndarray) -> np.ndarray:
+def mosaic(kernels: np.ndarray) -> np.ndarray:
     """The first `KERNELS_SHOWN` kernels `[n, h, w]` in a square grid with gaps (NaN), each on its own scale."""
     side = int(np.ceil(np.sqrt(min(len(kernels), KERNELS_SHOWN))))
     height, width = kernels.shape[1:]
@@ -231,7 +231,7 @@ def kernels(result: ComparisonResult, architecture: str) -> bytes | None:
                 values = found[row.label, when]
                 axes.set_axis_off()
                 if values is not None:
-                    axes.imshow(_mosaic(values), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+                    axes.imshow(mosaic(values), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
                     title = f"{row.label}, {'initial' if when == 'before' else 'trained'}"
                     axes.set_title(
                         f"{title}\nstd {values.std():.3f}, leading {100 * leading_share(values):.0f} %", fontsize=8
@@ -240,7 +240,7 @@ def kernels(result: ComparisonResult, architecture: str) -> bytes | None:
             f"{architecture}, {layer.name}\n{tuple(layer.shape)}, first run, each kernel on its own scale",
             x=0.01, ha="left", fontsize=10,
         )  # fmt: skip
-        return _png(figure)
+        return png(figure)
 
 
 def all_pictures(result: ComparisonResult, architectures: Sequence[str] | None = None) -> dict[str, bytes]:

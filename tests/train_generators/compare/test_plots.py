@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from collect.population import TensorSpec
-from train_generators.compare.plots import _mosaic, _shown_layer, leading_share
+from train_generators.compare.plots import _shown_layer, leading_share, mosaic
 
 
 def test_leading_share_tells_structure_from_noise():
@@ -24,7 +24,7 @@ def test_leading_share_tells_structure_from_noise():
 
 def test_mosaic_holds_every_kernel_on_its_own_scale():
     kernels = np.random.default_rng(0).standard_normal((4, 3, 3)) * np.array([1, 10, 100, 0.01])[:, None, None]
-    canvas = _mosaic(kernels)
+    canvas = mosaic(kernels)
     assert canvas.shape == (7, 7)
     assert np.isnan(canvas[3]).all()
     assert np.isnan(canvas[:, 3]).all()
