@@ -189,16 +189,17 @@ def test_layers_without_a_delta_orthogonal_weight_are_made_by_he(layer: nn.Modul
 
 
 class Experts(nn.Module):
-    """One matrix per expert, stored inputs first; and a convolution whose kernel is stored first."""
+    """A convolution whose kernel is stored first; a matrix, and one matrix per expert, that are stored inputs first."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernel = nn.Parameter(torch.zeros(3, 3, 2, 4))
-        self.experts = nn.Parameter(torch.zeros(5, 4, 6))
+        self.kernel = nn.Parameter(torch.zeros(3, 3, 2, 20))
+        self.mixer = nn.Parameter(torch.zeros(20, 24))
+        self.experts = nn.Parameter(torch.zeros(5, 24, 30))
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = nn.functional.conv2d(x, self.kernel.permute(3, 2, 0, 1)).mean((2, 3))
-        return torch.stack([hidden] * 5) @ self.experts
+        return torch.stack([hidden @ self.mixer] * 5) @ self.experts
 
 
 @pytest.mark.parametrize("name", ["sparse", "dirac", "delta-orthogonal"])
@@ -207,10 +208,11 @@ def test_free_weights(name: str) -> None:
     model = Experts()
     report = init(model, name, example_inputs=torch.zeros(2, 2, 8, 8))
     assert report.fallbacks == {"kernel": f"he ({name}: its kernel is stored in a layout of its own)"}
-    for expert in model.experts.detach():
+    for matrix in (model.mixer.detach(), *model.experts.detach()):
+        inputs, outputs = matrix.shape
         if name == "dirac":
-            assert torch.equal(expert, torch.eye(4, 6))
+            assert torch.equal(matrix, torch.eye(inputs, outputs))
         elif name == "delta-orthogonal":
-            torch.testing.assert_close(expert @ expert.T, 2 * torch.eye(4), atol=1e-5, rtol=0)
+            torch.testing.assert_close(matrix @ matrix.T, 2 * torch.eye(inputs), atol=1e-5, rtol=0)
         else:
-            assert expert.count_nonzero() == 24
+            assert matrix.count_nonzero(0).tolist() == [CONNECTIONS] * outputs
