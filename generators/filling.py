@@ -221,7 +221,8 @@ def init(
             working = copy.deepcopy(model) if working is model else working
             _write(state_tensors(working), proposal.values)
     statistics = {key: row for key, row in statistics.items() if key in merged.sources}
-    kept = {key: merged.kept.get(key, f"not touched by {name}") for key in tensors if key not in merged.values}
+    reasons = merged.kept | {info.name: f"tied to {info.tied_to}" for info in found if info.tied_to}
+    kept = {key: reasons.get(key, f"not touched by {name}") for key in tensors if key not in merged.values}
     report = InitReport(
         name, seed, member, merged.sources, merged.fallbacks, kept, statistics, tuple(dict.fromkeys(merged.notes)),
         figures,
