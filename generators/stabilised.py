@@ -15,7 +15,8 @@ from generators.errors import ConfigError
 from generators.initialiser import Kind, Proposal, Request, register
 from generators.inventory import MATRIX_ROLES, ParameterInfo
 from generators.pointwise import HE, Pointwise
-from generators.refining.rewiring import as_array, matrices, strength_variances
+from generators.refining.rewiring import as_array, strength_variances
+from generators.refining.stored import matrices
 from generators.seeds import derive
 
 

@@ -154,8 +154,15 @@ class Builder:
             made = sorted(call.made, key=lambda pair: pair[0].ndim < 2)  # addmm has the bias first
             return self._add_layer(call, "linear", call.streams, made, call.data)
         if len(call.streams) > 1:
-            return self._values_of_attention(call) or self._merge(call, "attention", always=True)
+            return self._values_of_attention(call) or self._compared(call)
         return call.streams[0]
+
+    def _compared(self, call: Call) -> Mark:
+        """The product of two streams: every row of the first with every column of the second."""
+        mark = self._merge(call, "attention", always=True)
+        if isinstance(mark, Stream) and call.base in ("matmul", "bmm"):
+            self.drafts[mark.node].attributes["head_width"] = call.operands[0].shape[-1]
+        return mark
 
     def _values_of_attention(self, call: Call) -> Stream | None:
         """`softmax(q @ k) @ v` is one attention, as if it were the fused operation. None if it is something else."""
@@ -166,6 +173,7 @@ class Builder:
             return None
         del draft.attributes["activation"]
         draft.attributes["operation"] = "scaled_dot_product_attention"
+        draft.attributes["values_at"] = call.operands[-1].storage_offset()
         draft.sources = tuple(dict.fromkeys((*draft.sources, values.node)))
         draft.place(call.result, self._merged_channels(draft, call.result, draft.sources[0]))
         return Stream(scores.node)
@@ -173,6 +181,9 @@ class Builder:
     def _attention(self, call: Call) -> Mark:
         """Fused attention: always a node. Parameters that are added to its scores are noted."""
         mark = self._merge(call, "attention", always=True)
+        if isinstance(mark, Stream) and len(call.operands) > 2:
+            query, _, values = call.operands[:3]
+            self.drafts[mark.node].attributes.update(head_width=query.shape[-1], values_at=values.storage_offset())
         bias = call.args[3] if len(call.args) > 3 else call.kwargs.get("attn_mask")
         if isinstance(mark, Stream) and isinstance(bias, Tensor) and isinstance(made := self.mark_of(bias), Made):
             self.drafts[mark.node].attributes["score_bias"] = made.parameters
@@ -263,7 +274,11 @@ class Builder:
                 for mark in (mark for _, mark in marked("in_proj_bias") if isinstance(mark, Made)):
                     self.drafts[stream.node].add_bias(mark.parameters)
         sources = sources_of([*inside, *streams_of("bias_k", "bias_v")])
-        draft = Draft("attention", sources, attributes={"operation": "scaled_dot_product_attention"})
+        facts = {
+            "operation": "scaled_dot_product_attention", "head_width": query.shape[-1] // given["num_heads"],
+            "values_at": 2 * query.shape[-1],
+        }  # fmt: skip
+        draft = Draft("attention", sources, attributes=facts)
         attention = self._add(draft, query, inside, query.shape[-1])
         return linear([attention], marked("out_proj_weight", "out_proj_bias"), call.result)[0]
 

@@ -50,8 +50,9 @@ class Node:
             2), `activation` (name of the first activation that follows, through a normalisation; "" if none),
             `pooled` (True if pooling or another reduction lies between it and its input), `projections` (stacked
             matrices in a weight, 3 for query-key-value), `score_bias` (parameters that fused attention adds to its
-            scores), `to_output` (edges on the shortest way to the output, -1 if
-            there is none).
+            scores), `head_width` (length of the vectors that attention compares), `values_at` (where its values begin
+            in the tensor that they are a view of), `to_output` (edges on the shortest way to the output, -1 if there is
+            none).
         depth: its place on the longest way from an input to the output, 0 to 1.
     """
 

@@ -23,6 +23,7 @@ from generators.graph import MATRIX_KINDS, Graph
 from generators.graph.branches import Branch, branches, last_nodes
 from generators.initialiser import Kind, Proposal, Request, register
 from generators.inventory import BIAS_ROLES, Inventory, Role
+from generators.refining.stored import is_computed
 
 _NORM = frozenset({"normalisation"})
 _SCALE = frozenset({"parameter"})
@@ -72,8 +73,7 @@ class Plan:
         gains = [name for name, slot in slots if slot == "gain" and self.found[name].role is Role.GAIN]
         if gains or not slots:
             return gains
-        owner = self.model.get_submodule(self.found[slots[0][0]].module)
-        return [slots[0][0]] if isinstance(getattr(owner, "weight", None), nn.Parameter | None) else []
+        return [] if is_computed(self.model, self.found[slots[0][0]]) else [slots[0][0]]
 
 
 def zero_gamma(plan: Plan) -> None:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from generators.initialiser import Kind, Proposal, Request, register
-from generators.inventory import MATRIX_ROLES, ParameterInfo, Role
+from generators.inventory import MATRIX_ROLES
+from generators.refining.stored import matrices, outputs_first
 from generators.seeds import derive
 
 DRAWN_TOGETHER = 2**18  # numbers; whole rows
@@ -66,32 +67,6 @@ def rewired(matrix: np.ndarray, draws: np.random.Generator | None) -> np.ndarray
         rewire_rows(result, draws)
         result = np.ascontiguousarray(result.T)
     return result
-
-
-def outputs_first(value: Tensor, info: ParameterInfo) -> Tensor:
-    """`value` with the axes of outputs and inputs swapped if it is stored input-first; its own inverse.
-
-    A transposed convolution `[I, O / g, *kernel]` of g groups turns into `[O, I / g, *kernel]`.
-    """
-    if not info.transposed:
-        return value
-    return value.unflatten(0, (info.groups, -1)).transpose(1, 2).flatten(0, 1)
-
-
-def matrices(value: Tensor, info: ParameterInfo) -> Tensor:
-    """The weight as `[B, n, m]`: B stacked matrices (`blocks`) of n outputs with m inputs each.
-
-    Every kernel position is an input of its own. The groups of a convolution are not told apart: column j holds the
-    j-th inputs of all groups.
-    """
-    return outputs_first(value, info).reshape(info.blocks, value.numel() // (info.blocks * _inputs(value, info)), -1)
-
-
-def _inputs(value: Tensor, info: ParameterInfo) -> int:
-    """m: inputs of one output, kernel positions included; the last axis of one matrix per head or expert."""
-    if info.role is Role.LINEAR_WEIGHT and value.ndim == 3 and info.blocks == value.shape[0]:
-        return value.shape[2]
-    return outputs_first(value, info)[0].numel()
 
 
 def strength_variances(weights: np.ndarray) -> tuple[float, float]:

@@ -308,3 +308,14 @@ def test_scripted_functions_are_seen():
     model = Forward(lambda m, x: m.c(twice(m.a(x), m.b(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 4))
     graph = trace(model)
     assert rows(graph)[3:5] == [("add", (), (1, 2)), ("linear", ("c.weight", "c.bias"), (3,))]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_tells_its_heads(fused: bool) -> None:
+    """Vectors of length 4 are compared, and the values are the last third of 24 channels."""
+    graph = trace(attention_block(fused), torch.zeros(1, 5, 8))
+    (node,) = (node for node in graph.nodes if node.kind == "attention")
+    assert (node.attributes["head_width"], node.attributes["values_at"]) == (4, 16)
+    graph = trace(nn.TransformerEncoderLayer(8, 2, 16), torch.zeros(5, 1, 8))
+    (node,) = (node for node in graph.nodes if node.kind == "attention")
+    assert (node.attributes["head_width"], node.attributes["values_at"]) == (4, 16)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from generators.filling import init
 from generators.initialiser import Request
 from generators.inventory import inventory
-from generators.refining.rewiring import Rewiring, matrices, order, outputs_first, rewire_rows, rewired
+from generators.refining.rewiring import Rewiring, order, rewire_rows, rewired
 
 SHAPES = {  # He weights as matrices, with the ratios of strength variances (inputs, outputs) of the research notes
     "linear 256x256": ((256, 256), (0.052, 0.045)),
@@ -174,19 +174,6 @@ def test_a_model_keeps_its_numbers(name: str, dtype: torch.dtype) -> None:
     for key, blocks in (("attention.in_proj_weight", 3), ("lstm.weight_hh_l0", 4)):
         pairs = zip(model.get_parameter(key).chunk(blocks), before[key].chunk(blocks), strict=True)
         assert all(torch.equal(new.flatten().sort()[0], old.flatten().sort()[0]) for new, old in pairs)
-
-
-def test_outputs_of_a_transposed_convolution_are_its_rows() -> None:
-    """Rows of the matrix view hold what one output channel multiplies, as a convolution with that weight shows."""
-    layer = nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False)
-    info = inventory(layer)["weight"]
-    rows = matrices(layer.weight, info)[0]
-    assert rows.shape == (6, 2 * 9)
-    for output in range(6):
-        (gradient,) = torch.autograd.grad(layer(torch.ones(1, 4, 5, 5))[0, output, 2:5, 2:5].sum(), layer.weight)
-        used = layer.weight[gradient != 0]
-        assert torch.equal(used.sort()[0], rows[output].sort()[0])
-    assert torch.equal(outputs_first(outputs_first(layer.weight, info), info), layer.weight)
 
 
 def test_one_seed_one_result() -> None:
