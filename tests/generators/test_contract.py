@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from generators.errors import PowerhouseError
 from generators.filling import init
 from generators.hyperfan import MainLayer
-from generators.initialiser import Initialiser, list_initialisers, needs_of, resolve
+from generators.initialiser import Initialiser, Kind, Proposal, Request, list_initialisers, needs_of, resolve
 from generators.report import InitReport
 from small_models import Forward
 
@@ -181,17 +181,17 @@ def make(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
         return build()
 
 
-def step(name: str) -> Initialiser:
+def named(name: str) -> Initialiser:
     """The initialiser, with few iterations if it is one that iterates."""
     made: Any = resolve(name)[0]
     return dataclasses.replace(made, iterations=ITERATIONS) if hasattr(made, "iterations") else made
 
 
-def fill(name: str, model: nn.Module, case: Case, *, seed: int = 0, member: int = 0) -> InitReport:
-    made, batch = step(name), digits(case.tokens)
-    relative = make(case.relative, 1) if "relative" in needs_of(made) else None
+def fill(step: Initialiser, model: nn.Module, case: Case, *, seed: int = 0, member: int = 0) -> InitReport:
+    batch = digits(case.tokens)
+    relative = make(case.relative, 1) if "relative" in needs_of(step) else None
     return init(
-        model, made, seed=seed, member=member, data=[batch, batch], loss=cross_entropy, relative=relative,
+        model, step, seed=seed, member=member, data=[batch, batch], loss=cross_entropy, relative=relative,
         example_inputs=batch[0],
     )  # fmt: skip
 
@@ -213,43 +213,91 @@ def equal(one: nn.Module, two: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("model_name", MODELS)
-@pytest.mark.parametrize("name", [info.name for info in list_initialisers()])
-def test_contract(name: str, model_name: str) -> None:
-    case = MODELS[model_name]
-    models, words = REFUSED.get(name, (set(), ""))
+def keeps_contract(step: Initialiser, case: Case, words: str = "") -> None:
+    """Assert it of one initialiser and one model; with `words`, that the model is refused and stays as it was."""
     model = make(case.model)
     next(model.children()).eval()
     next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
     start, before = copy.deepcopy(model), (states(), flags(model))
-    if model_name in models:
+    if words:
         with pytest.raises(PowerhouseError, match=re.compile(words, re.DOTALL)):
-            fill(name, model, case)
+            fill(step, model, case)
         assert equal(model, start) and (states(), flags(model)) == before
         return
 
-    report = fill(name, model, case)
-    assert (states(), flags(model)) == before
+    report = fill(step, model, case)
+    assert states() == before[0], "the global random states are as they were"
+    assert flags(model) == before[1], "identity, modes and gradients are as they were"
     tensors = model.state_dict()
     assert sorted([*report.generated, *report.fallbacks, *report.kept]) == sorted(tensors), "together 100 %, each once"
-    assert all(torch.isfinite(value).all() for value in tensors.values())
+    assert all(torch.isfinite(value).all() for value in tensors.values()), "finite"
     for key, reason in report.kept.items():
-        assert reason.startswith("tied to") or torch.equal(tensors[key], start.state_dict()[key]), key
+        assert reason.startswith("tied to") or torch.equal(tensors[key], start.state_dict()[key]), f"{key} is kept"
     batch = digits(case.tokens)
-    assert torch.isfinite(cross_entropy(copy.deepcopy(model).train()(batch[0]), batch[1]))
+    assert torch.isfinite(cross_entropy(copy.deepcopy(model).train()(batch[0]), batch[1])), "a finite forward"
 
     again, other, frozen = make(case.model), make(case.model), make(case.model)
-    fill(name, again, case)
+    fill(step, again, case)
     assert equal(again, model), "the same seed gives the same bits"
-    fill(name, other, case, member=1)
+    fill(step, other, case, member=1)
     if equal(other, model):
-        fill(name, again := make(case.model), case, seed=1)
+        fill(step, again := make(case.model), case, seed=1)
         assert equal(again, model), "the seed matters, so the member must"
 
-    weight = max(frozen.named_parameters(), key=lambda pair: pair[1].numel())
-    value = weight[1].requires_grad_(False).clone()
-    report = fill(name, frozen, case)
-    assert torch.equal(weight[1], value) and weight[0] in report.kept and not weight[1].requires_grad
+    name, weight = max(frozen.named_parameters(), key=lambda pair: pair[1].numel())
+    value = weight.requires_grad_(False).clone()
+    report = fill(step, frozen, case)
+    assert torch.equal(weight, value) and name in report.kept and not weight.requires_grad, "frozen ones are kept"
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("name", [info.name for info in list_initialisers()])
+def test_contract(name: str, model_name: str) -> None:
+    models, words = REFUSED.get(name, (set(), ""))
+    keeps_contract(named(name), MODELS[model_name], words if model_name in models else "")
+
+
+class Careless:
+    """Breaks the contract in the way that it is told."""
+
+    name, kind = "careless", Kind.REFINING
+
+    def __init__(self, fault: str) -> None:
+        self.fault, self.calls = fault, 0
+
+    def propose(self, model: nn.Module, request: Request) -> Proposal:
+        name, weight = next(iter(model.named_parameters()))
+        value = weight.detach().clone()
+        self.calls += 1
+        if self.fault == "global":
+            value += torch.rand(())
+        elif self.fault == "mode":
+            model.eval()
+        elif self.fault == "writes":
+            weight.data.add_(1)
+            return Proposal()
+        elif self.fault == "calls":
+            value += self.calls
+        elif self.fault == "member":
+            value += request.seed
+        elif self.fault == "infinite":
+            value += torch.finfo(value.dtype).max
+        return Proposal({name: value}, {name: self.name})
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("global", "the global random states"), ("mode", "identity, modes"), ("writes", "0.weight is kept"),
+        ("calls", "the same bits"), ("member", "so the member must"), ("infinite", "a finite forward"),
+    ],
+)  # fmt: skip
+def test_the_contract_can_fail(fault: str, words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
+        keeps_contract(Careless(fault), MODELS["conv"])
+    keeps_contract(Careless(""), MODELS["conv"])
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        keeps_contract(Careless(""), MODELS["conv"], "cannot be served")
 
 
 def test_the_table_of_refusals_names_what_exists() -> None:
