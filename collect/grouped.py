@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from collect.architectures.resnet import Shortcut
+from collect.architectures.resnet import Gain, Shortcut
 from collect.architectures.vit import ClassToken, Mix, Tokens, ToTokens
 from collect.dropout import MaskedLinear
 
@@ -81,6 +81,10 @@ def _shortcut(module: Shortcut, own: Tensors, images: Tensor, members: int) -> T
     return F.pad(pixels, (module.before, module.after)).flatten(3).permute(0, 3, 1, 2)
 
 
+def _gain(module: Gain, own: Tensors, images: Tensor, members: int) -> Tensor:
+    return images * own["gain"].repeat_interleave(images.shape[1] // members)[:, None, None]
+
+
 def _to_tokens(module: ToTokens, own: Tensors, images: Tensor, members: int) -> Tensor:
     return images.permute(0, 2, 3, 1).unflatten(3, (members, -1)).flatten(1, 2).movedim(2, 0)
 
@@ -106,6 +110,7 @@ RULES: dict[type[nn.Module], Rule] = {
     MaskedLinear: _masked_linear,
     nn.Flatten: _flatten,
     Shortcut: _shortcut,
+    Gain: _gain,
     ToTokens: _to_tokens,
     Tokens: _tokens,
     nn.LayerNorm: _layer_norm,

@@ -44,6 +44,11 @@ FAMILIES: dict[str, Family] = {
         resnet.build, "layers with weights on the longest path, 6n + 2", "channels w, 2w, 4w in the three stages",
         "He et al., CVPR 2016, arXiv 1512.03385, section 4.2", "resnet-20-w16",
     ),
+    "bare-resnet": Family(
+        resnet.build_bare, "as for resnet", "as for resnet",
+        "the same without normalisation, with the scalars of De and Smith, NeurIPS 2020, arXiv 2002.10444",
+        "bare-resnet-20-w16",
+    ),
     "cnn": Family(
         cnn.build, "3x3 convolutions, at least 1", "channels of all of them",
         "Unterthiner et al., 2020, arXiv 2002.11448, without its first stride", "cnn-3-w16",

@@ -145,11 +145,13 @@ def test_a_member_alone_is_the_member_among_others(images: ImageSet) -> None:
 
 
 # Narrow networks: their channels do not fill vectors, which shows in the rounding where it can.
-ONE_OF_EACH = ("resnet-8-w2", "resnet-8-w4", "cnn-3-w5", "vgg-3-w5", "mobilenet-3-w3", "mlp-2-w3", "vit-1-w16")
+ONE_OF_EACH = (
+    "resnet-8-w2", "resnet-8-w4", "bare-resnet-8-w2", "cnn-3-w5", "vgg-3-w5", "mobilenet-3-w3", "mlp-2-w3", "vit-1-w16",
+)  # fmt: skip
 
 
 def test_one_of_each_family() -> None:
-    assert {name.split("-")[0] for name in ONE_OF_EACH} == set(architectures.families())
+    assert {architectures.parse(name).family for name in ONE_OF_EACH} == set(architectures.families())
 
 
 @pytest.mark.parametrize("architecture", ONE_OF_EACH)

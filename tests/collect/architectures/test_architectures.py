@@ -6,7 +6,7 @@ from torch import nn
 
 from collect import architectures
 from collect.architectures import FAMILIES, Architecture
-from collect.architectures.resnet import Shortcut
+from collect.architectures.resnet import BareBlock, Shortcut
 from collect.architectures.vit import HEAD_SIZE, Mix
 from generators.errors import ConfigError, UnknownNameError
 
@@ -44,6 +44,24 @@ def test_resnet_20_is_the_one_of_the_paper() -> None:
     kernels = [module.kernel_size for module in model.modules() if isinstance(module, nn.Conv2d)]
     assert kernels == [(3, 3)] * 19
     assert sum(value.numel() for value in model.parameters()) == 269_722
+
+
+def test_bare_resnet_has_the_kernels_of_the_other_and_no_normalisation() -> None:
+    """Same convolutions, with biases; its branches end with a gain, and without it they add nothing."""
+    bare, other = (
+        architectures.build(f"{name}-8-w4", shape=(1, 8, 8), classes=10) for name in ("bare-resnet", "resnet")
+    )
+    kernels = [
+        [tuple(part.weight.shape) for part in model.modules() if isinstance(part, nn.Conv2d)] for model in (bare, other)
+    ]
+    assert kernels[0] == kernels[1]
+    assert not [part for part in bare.modules() if isinstance(part, nn.BatchNorm2d)]
+    images = torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    block = next(part for part in bare.modules() if isinstance(part, BareBlock))
+    *branch, gain = block.body
+    torch.testing.assert_close(block(images), (nn.Sequential(*branch)(images) + images).relu())
+    nn.init.zeros_(gain.gain)
+    torch.testing.assert_close(block(images), images)
 
 
 def test_cnn_is_the_one_of_the_small_cnn_zoo_on_one_colour() -> None:
