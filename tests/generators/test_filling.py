@@ -84,7 +84,10 @@ MODELS = {
     "bfloat16": lambda: nn.TransformerEncoderLayer(16, 4, 32).bfloat16(),
     "loose": Loose,
 }
-POINTWISE = [info.name for info in list_initialisers() if info.kind == Kind.POINTWISE.value and not info.needs]
+POINTWISE = [  # hyperfan is for hypernetworks
+    info.name for info in list_initialisers()
+    if info.kind == Kind.POINTWISE.value and not info.needs and not info.name.startswith("hyperfan")
+]  # fmt: skip
 WITHOUT_DRAWS = ("dirac",)
 
 
