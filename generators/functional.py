@@ -28,23 +28,57 @@ Weights = dict[str, Tensor]
 """Parameter name to value."""
 
 
+def _standardised(
+    values: Tensor, over: tuple[int, ...], shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Zero mean and unit variance over the axes `over`, then the affine map, both its tensors viewed as `shape`."""
+    centred = values - values.mean(over, keepdim=True)
+    result = centred * (centred.square().mean(over, keepdim=True) + eps).rsqrt()
+    result = result if weight is None else result * weight.view(shape)
+    return result if bias is None else result + bias.view(shape)
+
+
+def _batch_norm(
+    input: Tensor, running_mean: Any, running_var: Any, weight: Tensor | None = None, bias: Tensor | None = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    axes = tuple(range(2, input.ndim))
+    return _standardised(input, (0, *axes), (1, -1, *(1 for _ in axes)), weight, bias, eps)
+
+
+def _instance_norm(
+    input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Tensor | None = None,
+    bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if not use_input_stats:
+        return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    axes = tuple(range(2, input.ndim))
+    return _standardised(input, axes, (1, -1, *(1 for _ in axes)), weight, bias, eps)
+
+
+def _layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    return _standardised(input, tuple(range(-len(normalized_shape), 0)), normalized_shape, weight, bias, eps)
+
+
+COMPOSED: dict[Callable, Callable] = {
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    F.layer_norm: _layer_norm,
+}
+"""Normalisation of elementary operations. Torch's own has no third derivative, or, of layer norm, a wrong one."""
+
+
 class _ComposedNorms(TorchFunctionMode):
-    """Inside, batch and instance norm are made of elementary operations; torch's own have no third derivative."""
+    """Inside, the operations of `COMPOSED` are replaced."""
 
     def __torch_function__(self, func: Callable, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
-        """`func`, unless it normalises by the statistics of its input."""
-        kwargs = kwargs or {}
-        measured = {F.batch_norm: "training", F.instance_norm: "use_input_stats"}.get(func)
-        if measured is None or not kwargs.get(measured):
-            return func(*args, **kwargs)
-        values, axes = args[0], range(2, args[0].ndim)
-        over = [0, *axes] if func is F.batch_norm else list(axes)
-        centred = values - values.mean(over, keepdim=True)
-        normal = centred * (centred.square().mean(over, keepdim=True) + kwargs["eps"]).rsqrt()
-        weight, bias = (kwargs.get(key) for key in ("weight", "bias"))
-        shape = (1, -1, *(1 for _ in axes))
-        normal = normal if weight is None else normal * weight.view(shape)
-        return normal if bias is None else normal + bias.view(shape)
+        """`func`, or what stands in for it."""
+        return COMPOSED.get(func, func)(*args, **(kwargs or {}))
 
 
 def _single(value: Tensor) -> Tensor:
