@@ -79,9 +79,19 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def to_device_of(model: nn.Module, value: Any) -> Any:
-    """`value` with its tensors where the first parameter of `model` is."""
+    """`value` with its tensors where the first parameter of `model` is.
+
+    Raises:
+        DataError: a tensor is on the meta device, so there is nothing to move.
+    """
     device = next(model.parameters()).device
-    return map_tensors(lambda tensor: tensor.to(device), value)
+
+    def move(tensor: Tensor) -> Tensor:
+        if tensor.is_meta and device.type != "meta":
+            raise DataError("the data hold a tensor on the meta device, which has no values; pass real batches")
+        return tensor.to(device)
+
+    return map_tensors(move, value)
 
 
 def arguments_of(inputs: Any) -> tuple[tuple, dict[str, Any]]:

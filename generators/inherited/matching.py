@@ -15,12 +15,14 @@ make the model's output. The rule:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from generators.batches import map_tensors
 from generators.checking import check_model
 from generators.errors import ModelError
 from generators.graph import Graph, trace
@@ -68,12 +70,8 @@ class Layer:
 
 def _in_precision_of(model: nn.Module, value: Any) -> Any:
     """`value` with its floating-point tensors in the precision of the first such parameter of `model`."""
-    if isinstance(value, Tensor):
-        dtype = next((own.dtype for own in model.parameters() if own.is_floating_point()), value.dtype)
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {key: _in_precision_of(model, part) for key, part in value.items()}
-    return type(value)(_in_precision_of(model, part) for part in value) if isinstance(value, list | tuple) else value
+    dtype = next((own.dtype for own in model.parameters() if own.is_floating_point()), torch.float32)
+    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, value)
 
 
 def graph_of_relative(relative: Any, example_inputs: Any = None) -> tuple[Inventory, Graph]:

@@ -79,3 +79,8 @@ def test_inputs_become_arguments() -> None:
     assert arguments_of([one, one]) == (([one, one],), {})  # a list is one argument
     moved = to_device_of(Sum().to("meta"), {"first": one, "second": [(one, 3)]})
     assert moved["first"].is_meta and moved["second"][0][0].is_meta and moved["second"][0][1] == 3
+
+
+def test_data_without_values_cannot_be_moved() -> None:
+    with pytest.raises(DataError, match="on the meta device, which has no values; pass real batches"):
+        to_device_of(nn.Linear(2, 2), {"first": [torch.ones(2, device="meta")]})

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generators.errors import CollapseError, ConfigError, ModelError, ProposalError
+from generators.errors import (
+    CollapseError,
+    ConfigError,
+    ModelError,
+    PowerhouseError,
+    ProposalError,
+    UnknownNameError,
+)
 from generators.filling import init
-from generators.initialiser import Kind, Proposal, Request
+from generators.initialiser import InitialiserInfo, Kind, Proposal, Request, list_initialisers
 from generators.pointwise import HE
 
 
@@ -123,3 +132,75 @@ def test_what_was_made_for_inference_is_filled_there() -> None:
     with torch.inference_mode():
         model = nn.Linear(2, 2)
         assert init(model, "he").generated.keys() == {"weight", "bias"}
+
+
+# ---- what comes from outside: chains, data, losses, weights ---------------------------------------------------------
+
+
+INPUTS, TARGETS = torch.randn(16, 12, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+GOOD: dict[str, Any] = dict(data=[(INPUTS, TARGETS)] * 2, loss=F.cross_entropy)
+REFINING = [info for info in list_initialisers() if info.kind == Kind.REFINING.value]
+
+
+@pytest.mark.parametrize("info", REFINING, ids=lambda info: info.name)
+@pytest.mark.parametrize("first", ["he", "weight-selection", "noise-ghn-digits"])
+def test_a_full_initialiser_after_a_refining_one(info: InitialiserInfo, first: str) -> None:
+    """It would undo it; and an unknown last step is found before the first one runs."""
+    model = mlp()
+    with unchanged(model), pytest.raises(ConfigError, match=f"{first}.* fills every weight .*; put it first"):
+        init(model, f"{info.name}+{first}", relative=mlp(), **GOOD)
+    with unchanged(model), pytest.raises(UnknownNameError, match=f"did you mean '{info.name}'"):
+        init(model, f"he+{info.name}+{info.name}x", **GOOD)
+
+
+BAD_DATA: dict[str, tuple[Any, str]] = {
+    "none": (None, "needs data; pass data="),
+    "empty": ([], "needs data, but the data passed is empty"),
+    "exhausted": (iter([]), "needs data, but the data passed is empty"),
+    "no iterable": (3, "must be an iterable of batches"),
+    "no values": ([(INPUTS.to("meta"), TARGETS.to("meta"))] * 2, "on the meta device, which has no values; pass real"),
+    "other shape": ([(INPUTS[:, :5], TARGETS)] * 2, "cannot be run on"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_DATA)
+@pytest.mark.parametrize("info", [info for info in REFINING if "data" in info.needs], ids=lambda info: info.name)
+def test_data_that_do_not_serve(info: InitialiserInfo, bad: str) -> None:
+    """Found when the second step of a chain asks for them; the first has written nothing."""
+    data, words = BAD_DATA[bad]
+    model = mlp()
+    with unchanged(model), pytest.raises(PowerhouseError, match=words):
+        init(model, f"he+{info.name}", **GOOD | {"data": data})
+
+
+BAD_LOSSES: dict[str, tuple[Any, str]] = {
+    "none": (None, "needs loss; pass loss="),
+    "per example": (lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none"), "a scalar"),
+    "a number": (lambda outputs, targets: 1.0, "a scalar"),
+    "NaN": (lambda outputs, targets: F.cross_entropy(outputs, targets) * torch.nan, "loss is nan"),
+    "constant": (lambda outputs, targets: torch.tensor(1.0), "not differentiable"),
+    "raising": (lambda outputs, targets: F.cross_entropy(outputs, targets[:3]), "the loss cannot be taken"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_LOSSES)
+@pytest.mark.parametrize("info", [info for info in REFINING if "loss" in info.needs], ids=lambda info: info.name)
+def test_losses_that_do_not_serve(info: InitialiserInfo, bad: str) -> None:
+    loss, words = BAD_LOSSES[bad]
+    model = mlp()
+    with unchanged(model), pytest.raises(PowerhouseError, match=words):
+        init(model, f"he+{info.name}", **GOOD | {"loss": loss})
+
+
+@pytest.mark.parametrize("info", REFINING, ids=lambda info: info.name)
+def test_a_model_that_is_zero_stays_so(info: InitialiserInfo) -> None:
+    """There is nothing to refine: it is refused with the way out, or left as it is; never filled with NaN."""
+    model = mlp()
+    for value in model.parameters():
+        nn.init.zeros_(value)
+    searches = "loss" in info.needs
+    with (
+        unchanged(model),
+        pytest.raises(ModelError, match=f"fill it first.*he.{info.name}") if searches else nullcontext(),
+    ):
+        init(model, info.name, **GOOD)
