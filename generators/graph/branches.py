@@ -2,7 +2,8 @@
 
 An addition ends a branch if its streams have a common origin, the fork, and one of them, the shortcut, comes from there
 through no matrix, or through one (the projection where a ResNet changes its width), and the other through more, which
-nothing else reads. The fork is the last node that all ways from the input to the addition pass (immediate dominator).
+nothing else reads. Sums of attention scores are none. The fork is the last node that all ways from the input to the
+addition pass (immediate dominator).
 """
 
 from __future__ import annotations
@@ -54,9 +55,14 @@ def branches(graph: Graph) -> tuple[Branch, ...]:
             continue
         shortcut = min(streams, key=lambda index: (matrices[index], index))
         projected = matrices[shortcut] - matrices[origin]
+        if projected > 1:
+            continue
+        around = _between(graph, origin, shortcut) if shortcut != origin else ()
+        if any(graph.nodes[index].kind == "attention" for index in around):
+            continue
         for end in streams:
             length = matrices[end] - matrices[origin]
-            if projected > 1 or length <= projected:
+            if length <= projected:
                 continue
             nodes = _between(graph, origin, end)
             readers = {reader for index in nodes if fed[index] for reader in graph.successors[index]}

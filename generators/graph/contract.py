@@ -21,6 +21,11 @@ from generators.graph.drafts import POOLED, SCALED, Call, Draft, Made, Mark, Str
 from generators.graph.geometry import layer_attributes, recurrent_stack
 
 
+def _place(values: Tensor) -> int:
+    """Where a view of channels-last vectors begins in its tensor, -1 if its last axis is not that of the channels."""
+    return int(values.storage_offset()) if values.stride(-1) == 1 else -1
+
+
 class Builder:
     """Grows the graph operation by operation.
 
@@ -173,7 +178,7 @@ class Builder:
             return None
         del draft.attributes["activation"]
         draft.attributes["operation"] = "scaled_dot_product_attention"
-        draft.attributes["values_at"] = call.operands[-1].storage_offset()
+        draft.attributes["values_at"] = _place(call.operands[-1])
         draft.sources = tuple(dict.fromkeys((*draft.sources, values.node)))
         draft.place(call.result, self._merged_channels(draft, call.result, draft.sources[0]))
         return Stream(scores.node)
@@ -183,7 +188,7 @@ class Builder:
         mark = self._merge(call, "attention", always=True)
         if isinstance(mark, Stream) and len(call.operands) > 2:
             query, _, values = call.operands[:3]
-            self.drafts[mark.node].attributes.update(head_width=query.shape[-1], values_at=values.storage_offset())
+            self.drafts[mark.node].attributes.update(head_width=query.shape[-1], values_at=_place(values))
         bias = call.args[3] if len(call.args) > 3 else call.kwargs.get("attn_mask")
         if isinstance(mark, Stream) and isinstance(bias, Tensor) and isinstance(made := self.mark_of(bias), Made):
             self.drafts[mark.node].attributes["score_bias"] = made.parameters

@@ -47,12 +47,12 @@ class Node:
         attributes: facts by name, present where they make sense:
             `operation` (torch's name), `in_channels`, `out_channels`, `kernel`, `stride`, `groups`, `transposed`,
             `resolution` (log2 of the side length of the output's grid relative to the input's, so -1 after a stride of
-            2), `activation` (name of the first activation that follows, through a normalisation; "" if none),
-            `pooled` (True if pooling or another reduction lies between it and its input), `projections` (stacked
-            matrices in a weight, 3 for query-key-value), `score_bias` (parameters that fused attention adds to its
-            scores), `head_width` (length of the vectors that attention compares), `values_at` (where its values begin
-            in the tensor that they are a view of), `to_output` (edges on the shortest way to the output, -1 if there is
-            none).
+            2), `activation` (name of the first activation that follows, through a normalisation; "" if none), `pooled`
+            (True if pooling or another reduction lies between it and its input), `projections` (stacked matrices in a
+            weight, 3 for query-key-value), `score_bias` (parameters that fused attention adds to its scores),
+            `head_width` (length of the vectors that attention compares), `values_at` (where its values begin in the
+            tensor that they are a view of, -1 if their last axis is not that of the channels), `to_output` (edges on
+            the shortest way to the output, -1 if there is none).
         depth: its place on the longest way from an input to the output, 0 to 1.
     """
 

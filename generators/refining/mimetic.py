@@ -87,6 +87,8 @@ def projections(graph: Graph, node: Node, weights: _Weights) -> tuple[Rows, Rows
         raise _Unclear("linear layers for query, key and value do not feed them directly")
     if len({graph.predecessors[layer.index] for layer in layers}) > 1 or len(graph.predecessors[layers[0].index]) > 1:
         raise _Unclear("they look at another stream")
+    if node.attributes.get("values_at", -1) < 0:
+        raise _Unclear("they compare channels, not positions, or are no softmax of products")
     names = [weights.name(layer) for layer in layers]
     if len(layers) == 3:
         shapes = {weights.shape(name) for name in names}

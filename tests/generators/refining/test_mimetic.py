@@ -23,7 +23,7 @@ models = pytest.importorskip("torchvision.models")
 
 CHANNELS, HEADS = 64, 4
 WIDTH = CHANNELS // HEADS
-TOKENS = torch.zeros(2, 9, CHANNELS)
+TOKENS = torch.zeros(2, 8, CHANNELS)
 
 
 def _heads(value: Tensor) -> Tensor:
@@ -170,6 +170,16 @@ def _interleaved() -> nn.Module:
     return Forward(forward, qkv=nn.Linear(CHANNELS, 3 * CHANNELS), out=nn.Linear(CHANNELS, CHANNELS))
 
 
+def _between_channels() -> nn.Module:
+    """Channels that look at channels, as in XCiT; there are as many positions as a head could be wide."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        query, key, value = (part.transpose(-2, -1) for part in map(_heads, m.qkv(x).chunk(3, -1)))
+        return m.out(F.scaled_dot_product_attention(query, key, value).transpose(-2, -1).transpose(1, 2).flatten(2))
+
+    return Forward(forward, qkv=nn.Linear(CHANNELS, 3 * CHANNELS), out=nn.Linear(CHANNELS, CHANNELS))
+
+
 def _normalised() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.out(_attend(m.norm(_heads(m.q(x))), _heads(m.k(x)), _heads(m.v(x))))
@@ -206,6 +216,7 @@ def _computed() -> nn.Module:
     ("make", "why"),
     [
         (_interleaved, "not thirds"),
+        (_between_channels, "compare channels"),
         (_normalised, "do not feed them directly"),
         (_shared_keys, "differ in width"),
         (_other_stream, "another stream"),
