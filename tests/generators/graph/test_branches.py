@@ -36,7 +36,7 @@ def _pyramid() -> nn.Module:
         (lambda: timm.create_model("vit_tiny_patch16_224"), 24, {2}, ("attn.proj.weight", "mlp.fc2.weight")),
         (models.convnext_tiny, 18, {3}, "block.5.weight"),
         (models.mobilenet_v2, 10, {3}, "conv.3.weight"),
-        (lambda: timm.create_model("mvitv2_tiny"), 20, {2, 3}, ("attn.proj.weight", "mlp.fc2.weight")),  # not its scores
+        (lambda: timm.create_model("mvitv2_tiny"), 20, {2, 3}, ("attn.proj.weight", "mlp.fc2.weight")),  # no scores
         (models.densenet121, 0, set(), ""),
         (models.squeezenet1_1, 0, set(), ""),
         (lambda: models.googlenet(init_weights=False), 0, set(), ""),
