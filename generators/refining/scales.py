@@ -150,7 +150,7 @@ class ScaleOptimiser(ABC):
         for name in network.weights.keys() - scales.keys():
             proposal.kept[name] = f"zero, which {self.name} cannot scale"
         if figures["gradient_norm_before"] == 0.0:
-            proposal.notes.append(f"{self.name}: the gradient is zero at the start, so there was nothing to go by")
+            proposal.notes.append(f"{self.name}: the gradient is zero at the start, so nothing was done")
         return proposal
 
     def _fit(
@@ -174,7 +174,8 @@ class ScaleOptimiser(ABC):
         first = next(batches)
         before = figures("before")
         pairs = itertools.pairwise(itertools.chain([first], batches))
-        for batch, following in itertools.islice(pairs, self.iterations):
+        alive = before["gradient_norm_before"] > 0.0
+        for batch, following in itertools.islice(pairs, self.iterations if alive else 0):
             point = Point(network, weights(scales.requires_grad_()), batch, following)
             gradients = self.gradients(point)
             norm = self.norm(gradients)
@@ -187,5 +188,5 @@ class ScaleOptimiser(ABC):
                     "a smaller learning_rate"
                 )
             scales = torch.maximum(scales.detach() - adam.step(slope, constraint=constraint), least)
-        counts = {"iterations": float(self.iterations), "constraint_iterations": float(adam.counts[True])}
+        counts = {"iterations": float(adam.counts.total()), "constraint_iterations": float(adam.counts[True])}
         return dict(zip(movable, scales.tolist(), strict=True)), {**counts, **before, **figures("after")}
