@@ -49,7 +49,7 @@ POOLS = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
 )  # fmt: skip
-SILENT = (nn.Identity, nn.Dropout, _DropoutNd)  # they change nothing in evaluation mode
+SILENT = (nn.Identity, _DropoutNd)  # they change nothing in evaluation mode
 ACCEPTED = "nn.Sequential of Conv1d/2d/3d (one group, no dilation), Linear, activations, pooling, Flatten and Dropout"
 
 
@@ -100,7 +100,9 @@ class Unit:
 
     @property
     def affine(self) -> Affine:
-        return Affine(self.module.weight.detach().double(), self.module.bias)
+        """Its weight and bias in double precision, on the CPU."""
+        weight, bias = self.module.weight.detach(), self.module.bias
+        return Affine(weight.double().cpu(), None if bias is None else bias.detach().double().cpu())
 
 
 def units_of(model: nn.Module, whose: str) -> list[Unit]:
@@ -141,17 +143,15 @@ def _grid(group: Sequence[Unit], target: Unit) -> tuple[int, ...]:
     return (side,) * axes if channels * side**axes == target.sizes[0] else ()
 
 
-def _grids(group: Sequence[Unit], target: Unit) -> list[tuple[int, ...]]:
-    """Sizes of the input of each convolution of such a group and, at last, of the output; [] if they do not fit."""
-    grids = [_grid(group, target)]
+def _reaches(group: Sequence[Unit], target: Unit) -> bool:
+    """Whether convolutions on that grid give the linear layers behind them as many numbers as these read."""
     convolutions = [unit for unit in group if not unit.dense]
-    for unit in convolutions:
-        layer = unit.module
-        steps = zip(grids[-1], layer.padding, layer.kernel_size, layer.stride, strict=False)
-        grids.append(tuple((size + 2 * padding - kernel) // stride + 1 for size, padding, kernel, stride in steps))
-    first_dense = next(unit for unit in group if unit.dense)
-    fits = grids[0] and convolutions[-1].sizes[1] * math.prod(grids[-1]) == first_dense.sizes[0]
-    return grids if fits else []
+    grid = _grid(group, target)
+    for layer in (unit.module for unit in convolutions):
+        steps = zip(grid, layer.padding, layer.kernel_size, layer.stride, strict=False)
+        grid = tuple((size + 2 * padding - kernel) // stride + 1 for size, padding, kernel, stride in steps)
+    first = next(unit for unit in group if unit.dense)
+    return bool(grid) and convolutions[-1].sizes[1] * math.prod(grid) == first.sizes[0]
 
 
 def _fits(group: Sequence[Unit], target: Unit) -> bool:
@@ -159,14 +159,12 @@ def _fits(group: Sequence[Unit], target: Unit) -> bool:
     joined = all(unit.open and (unit.flat or unit.dense == after.dense) for unit, after in itertools.pairwise(group))
     if not joined or group[-1].follows != target.follows or group[-1].sizes[1] != target.sizes[1]:
         return False
-    if target.dense:
-        return group[-1].dense and bool(
-            group[0].sizes[0] == target.sizes[0] if group[0].dense else _grids(group, target)
-        )
-    if any(unit.dense or type(unit.module) is not type(target.module) for unit in group):
+    if target.dense and not group[0].dense:
+        return group[-1].dense and _reaches(group, target)
+    if any(type(unit.module) is not type(target.module) for unit in group):
         return False
-    stride = _product([unit.module.stride for unit in group])
-    return group[0].sizes[0] == target.sizes[0] and stride == target.module.stride
+    strides = target.dense or _product([unit.module.stride for unit in group]) == target.module.stride
+    return group[0].sizes[0] == target.sizes[0] and strides
 
 
 def groups_of(relative: list[Unit], model: list[Unit]) -> list[list[Unit]]:
@@ -209,7 +207,7 @@ def assumed_moments(units: list[Unit]) -> dict[str, tuple[Tensor, Moments]]:
     mean = torch.zeros(units[0].sizes[0], dtype=torch.float64)
     variance = torch.ones_like(mean)
     for unit in units:
-        weight, bias = unit.affine.weight, unit.affine.offset.double()
+        weight, bias = unit.affine.weight, unit.affine.offset
         times = unit.sizes[0] // len(mean)  # positions per channel behind a Flatten
         mean, variance = mean.repeat_interleave(times), variance.repeat_interleave(times)
         taps = weight.reshape(*weight.shape[:2], -1)
@@ -225,7 +223,7 @@ def measured_moments(relative: nn.Module, units: list[Unit], inputs: Any) -> dic
     work, found = copy.deepcopy(relative).eval(), {}
 
     def channels(value: Tensor) -> Tensor:
-        return value.detach().double().movedim(1, 0).flatten(1)
+        return value.detach().double().movedim(1, 0).flatten(1).cpu()
 
     def hook(path: str) -> Any:
         def keep(module: nn.Module, arguments: tuple, output: Tensor) -> None:
@@ -280,8 +278,8 @@ def _fitted(layer: Affine, padding: tuple[int, ...], target: Any, mean: Tensor) 
         theirs.append(slice(start, max(end, start)))
         ours.append(slice(start - shift, max(end, start) - shift))
     out[tuple(ours)] = weight[tuple(theirs)]
-    lost = (weight.flatten(2).sum(2) - out.flatten(2).sum(2)) @ mean.double()
-    return Affine(out, layer.offset.double() + lost)
+    lost = (weight.flatten(2).sum(2) - out.flatten(2).sum(2)) @ mean
+    return Affine(out, layer.offset + lost)
 
 
 @dataclass(frozen=True)
