@@ -2,7 +2,7 @@
 
 A layer is a module with parameters or running statistics of its own. Two layers are of one kind if they have the same
 parameters by leaf name, role, number of axes, kernel and grouping, the same running statistics, and if both or neither
-make the model's output. The rule:
+make the model's output; a 1 x 1 convolution is of the kind of a linear layer. The rule:
 
 1. By name: if every layer of the model that does not make its output has a layer of its kind at the same path of the
    relative, these are pairs. This is the surest sign of one family, and means the first N layers of each stage where
@@ -26,7 +26,7 @@ from generators.batches import map_tensors
 from generators.checking import check_model
 from generators.errors import ModelError
 from generators.graph import Graph, trace
-from generators.inventory import Inventory, ParameterInfo, inventory
+from generators.inventory import Inventory, ParameterInfo, Role, inventory
 
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -62,10 +62,21 @@ class Layer:
     @property
     def kind(self) -> Hashable:
         """Equal for layers that can inherit from each other, their widths apart."""
-        parameters = tuple(
-            (self.leaf(info), info.role, len(info.shape), info.kernel, info.groups > 1) for info in self.parameters
-        )
+        parameters = tuple((self.leaf(info), *_form(info)) for info in self.parameters)
         return parameters, self.buffers, self.output
+
+
+def is_pointwise(info: ParameterInfo) -> bool:
+    """Whether a weight is that of a convolution that does what a linear layer does at every position."""
+    return info.role is Role.CONV_WEIGHT and set(info.kernel) == {1} and info.groups == 1 and not info.transposed
+
+
+def _form(info: ParameterInfo) -> tuple:
+    """What two parameters that can inherit from each other have in common."""
+    if is_pointwise(info):
+        return Role.LINEAR_WEIGHT, 2, (), False
+    role = Role.LINEAR_BIAS if info.role is Role.CONV_BIAS else info.role
+    return role, len(info.shape), info.kernel, info.groups > 1
 
 
 def _in_precision_of(model: nn.Module, value: Any) -> Any:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from generators.errors import ConfigError
 from generators.graph import MATRIX_KINDS, Graph
-from generators.inherited.matching import Layer, graph_of_relative, layers_of, match
+from generators.inherited.matching import Layer, graph_of_relative, is_pointwise, layers_of, match
 from generators.initialiser import Kind, Proposal, Request, register
 from generators.inventory import ParameterInfo, Role
 from generators.pointwise import HE
@@ -94,10 +94,13 @@ class Piece:
 
 
 def pieces_of(layer: Layer, model: nn.Module, graph: Graph) -> list[Piece]:
-    """The parameters of a layer and its running statistics; two layers of one kind have the same list of them."""
+    """The parameters of a layer and its running statistics; two layers of one kind have the same list of them.
+
+    The kernel axes of a 1 x 1 convolution are left out, so it is chosen from as a linear layer is.
+    """
     made = []
     for info in layer.parameters:
-        parts: list[Factors] = [(1, size) for size in info.shape]
+        parts: list[Factors] = [(1, size) for size in (info.shape[:2] if is_pointwise(info) else info.shape)]
         stacked = max(other.blocks for other in layer.parameters if other.shape[:1] == info.shape[:1])
         if info.shape and info.shape[0] % stacked == 0:  # a bias is stacked as its weight is
             parts[0] = (stacked, info.shape[0] // stacked)
@@ -116,7 +119,7 @@ def _flattened(info: ParameterInfo, graph: Graph) -> Factors:
     whole = info.shape[1]
     before = graph.predecessors[graph.by_parameter[info.name]] if info.name in graph.by_parameter else ()
     channels = graph.nodes[before[0]].attributes.get("out_channels", whole) if len(before) == 1 else whole
-    if channels == 0 or whole % channels:
+    if channels in (0, whole) or whole % channels:
         return (1, whole)
     node = before[0] if before else None
     while node is not None and graph.nodes[node].kind not in MATRIX_KINDS and graph.predecessors[node]:
@@ -164,7 +167,7 @@ class WeightSelection:
         layers = layers_of(model, request.inventory, request.graph)
         candidates = layers_of(request.relative, found, graph)
         pairs = match(layers, candidates)
-        state = request.relative.state_dict()
+        state, wanted = request.relative.state_dict(), model.state_dict()
 
         def pick(large: int, small: int) -> Tensor:
             return indices(large, small, self.mode, stream(request.seed, self.name, request.member, large, small))
@@ -182,8 +185,8 @@ class WeightSelection:
                 continue
             inherited += 1
             for small, large in zip(ours, theirs, strict=True):
-                value = select(state[large.name].detach(), large.factors, small.factors, pick)
-                proposal.values[small.name] = value.clone()
+                chosen = select(state[large.name].reshape(large.shape), large.factors, small.factors, pick)
+                proposal.values[small.name] = chosen.reshape(wanted[small.name].shape).clone()
                 whose = "" if large.name == small.name else f" of {large.name}"
                 proposal.sources[small.name] = f"{self.name}: {self.mode} choice{whose}"
         if not inherited:

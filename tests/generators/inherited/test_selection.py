@@ -206,6 +206,27 @@ def test_what_has_no_counterpart_goes_to_he_by_name() -> None:
     assert "2.weight" in report.generated
 
 
+@pytest.mark.parametrize("linear_inherits", [True, False])
+def test_a_linear_layer_and_a_pointwise_convolution_are_of_one_kind(linear_inherits: bool) -> None:
+    """As in ConvNeXts of timm, whose smaller ones have convolutions where the larger ones have linear layers."""
+
+    def net(width: int, linear: bool) -> nn.Module:
+        def forward(m: Any, x: Tensor) -> Tensor:
+            x = m.stem(x)
+            return m.head((m.body(x.movedim(1, -1)).movedim(-1, 1) if linear else m.body(x)).mean((2, 3)))
+
+        layer = nn.Linear(width, 2 * width) if linear else nn.Conv2d(width, 2 * width, 1)
+        return Forward(
+            forward, stem=nn.Conv2d(1, width, 3), body=layer, head=nn.Linear(2 * width, 10),
+        )  # fmt: skip
+
+    model, relative = net(4, linear_inherits), net(8, not linear_inherits)
+    report = init(model, "weight-selection", relative=relative, example_inputs=torch.zeros(2, 1, 8, 8))
+    assert report.coverage == 1
+    assert torch.equal(model.body.weight.flatten(), relative.body.weight[::2, ::2].flatten())
+    assert torch.equal(model.body.bias, relative.body.bias[::2])
+
+
 def test_vocabularies_are_not_chosen_from() -> None:
     def net(words: int, width: int) -> nn.Module:
         return Forward(
