@@ -1,0 +1,289 @@
+"""What is each initialiser worth in training, and what does it cost? Every registered one, under one protocol.
+
+Studies: a 10-layer MLP without normalisation, as in the usual demonstration of learned scales, from bad starts at one
+learning rate; then the MLP and ResNets with and without batch norm, every method at the learning rate that is best on
+validation images, all seeds alike. Networks are trained by `collect` into a zoo and read by `train_generators compare`,
+which writes a report per study with curves, tests and plots. Methods that need data get the first 512 training images.
+
+The cost of a method is the time of `generators.init` over that of a training step of one network alone. `counted`
+figures are accuracies at a step of the training from which that cost has been taken off, so a method whose cost is 100
+steps is compared at step 200 with what it reaches at its step 100.
+
+    python benchmarks/initialisers.py --json F [--quick] [--studies mlp resnet] [--data cifar10.npz] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torchvision  # noqa: E402
+import tyro  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from collect.architectures import build  # noqa: E402
+from collect.data import ImageSet, load  # noqa: E402
+from collect.durable import durable  # noqa: E402
+from collect.plan import plan, sweep  # noqa: E402
+from collect.provenance import provenance  # noqa: E402
+from collect.recipe import Recipe  # noqa: E402
+from collect.runner import collect  # noqa: E402
+from generators import init  # noqa: E402
+from generators.commandline import progress, run  # noqa: E402
+from generators.initialiser import Kind, list_initialisers, register  # noqa: E402
+from generators.inventory import ParameterInfo  # noqa: E402
+from generators.pointwise import Pointwise, normal  # noqa: E402
+from generators.refining.gradinit import GradInit  # noqa: E402
+from generators.refining.metainit import MetaInit  # noqa: E402
+from generators.refining.nio import NIO  # noqa: E402
+from train_generators.compare import CompareConfig, ComparisonResult  # noqa: E402
+from train_generators.compare import run as compare  # noqa: E402
+
+EXPLODING = "he-times-1.5"
+INIT_BATCH, INIT_IMAGES = 128, 512  # what `collect` gives to methods that need data
+START = "he"  # what refining methods begin with, but LSUV, which is used with orthogonal weights as well
+
+
+def exploding(info: ParameterInfo) -> float:
+    """1.5 times He's spread."""
+    return 1.5 * float(np.sqrt(2.0 / max(info.fan_in, 1)))
+
+
+@register(EXPLODING, kind=Kind.POINTWISE, summary="1.5 times He's spread: a start that explodes with depth")
+def _exploding() -> Pointwise:
+    return Pointwise(EXPLODING, normal(exploding))
+
+
+def methods() -> tuple[str, ...]:
+    """A chain for every registered method that needs no relative and is made for networks as they are."""
+    chains = []
+    for info in list_initialisers():
+        if "relative" in info.needs or info.name.startswith("hyperfan") or info.name == EXPLODING:
+            continue
+        chains.append(f"{START}+{info.name}" if info.kind == Kind.REFINING.value else info.name)
+    return (*chains, "orthogonal+lsuv")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Networks that differ in the initialiser and the learning rate.
+
+    Attributes:
+        recipe: what they share.
+        inits: chains; none for `methods()`.
+        rates: learning rates.
+        horizons: training steps.
+        runs: networks per initialiser and rate.
+    """
+
+    recipe: Recipe
+    inits: tuple[str, ...] = ()
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    horizons: tuple[int, ...] = (10, 40, 100, 200)
+    runs: int = 5
+
+
+_SHORT = Recipe(batch_size=128, weight_decay=0.0, evaluations_per_epoch=4)
+_BAD = tuple(
+    start + step for start in ("torch", EXPLODING)
+    for step in ("", "+lsuv", "+nio", "+gradinit", "+metainit", "+rewire", "+emergence")
+)  # fmt: skip
+STUDIES: dict[str, Study] = {
+    "bad-starts": Study(
+        replace(_SHORT, architecture="mlp-10-w64", epochs=5, schedule="constant"), _BAD, (0.01,), (10, 20, 40)
+    ),
+    "mlp": Study(replace(_SHORT, architecture="mlp-10-w64", epochs=30), rates=(0.003, 0.01, 0.03, 0.1, 0.3)),
+    "bare-resnet": Study(
+        replace(_SHORT, architecture="bare-resnet-20-w8", epochs=20), rates=(0.001, 0.003, 0.01, 0.03, 0.1)
+    ),
+    "resnet": Study(replace(_SHORT, architecture="resnet-20-w8", epochs=20), rates=(0.03, 0.1, 0.3)),
+}
+QUICK = {
+    "bad-starts": replace(STUDIES["bad-starts"], inits=("torch", "torch+lsuv", "torch+nio"), runs=2),
+    "mlp": replace(
+        STUDIES["mlp"], recipe=replace(_SHORT, architecture="mlp-2-w16", epochs=2), inits=("he", "he+rewire"),
+        rates=(0.1,), horizons=(10,), runs=2,
+    ),
+}  # fmt: skip
+
+
+# ---- what a method costs
+
+
+def first_batches(images: ImageSet) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The data that `collect` gives to initialisers."""
+    parts = (images.train.images[:INIT_IMAGES], images.train.labels[:INIT_IMAGES])
+    return list(zip(*(part.split(INIT_BATCH) for part in parts), strict=True))
+
+
+def cpu_seconds(work: Callable[[], object], rounds: int = 3) -> float:
+    """Median CPU time of this process for `work`."""
+    taken = []
+    for _ in range(rounds):
+        start = time.process_time()
+        work()
+        taken.append(time.process_time() - start)
+    return statistics.median(taken)
+
+
+def plain_step(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> Callable[[], object]:
+    """A training step as everyone writes it: forward, backward, SGD."""
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
+        optimiser.step()
+
+    return step
+
+
+def cost_in_steps(study: Study, images: ImageSet, chain: str) -> float:
+    """CPU seconds of `generators.init` in units of a training step."""
+    data = first_batches(images)
+    model = build(study.recipe.architecture, shape=images.shape, classes=len(images.classes))
+    loss, example = nn.functional.cross_entropy, data[0][0][:1]
+    filled = partial(init, model, chain, data=data, loss=loss, example_inputs=example)
+    filled()
+    step = plain_step(model, data[0])
+    step()
+    return cpu_seconds(filled, 1) / cpu_seconds(step, 5)
+
+
+def cost_figures(quick: bool) -> dict[str, float]:
+    """The figures of speed that do not depend on a study."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(INIT_BATCH, 3, 32, 32, generator=draw)
+    batch = (images, torch.randint(10, (INIT_BATCH,), generator=draw))
+    small = build("resnet-20-w16", shape=(3, 32, 32), classes=10)
+    init(small, "he")
+    step = plain_step(small, batch)
+    step()
+    step_s = cpu_seconds(step, 5)
+    figures: dict[str, float] = {}
+    few, many, rounds = (1, 2, 1) if quick else (1, 6, 3)
+    for kind in (NIO, GradInit, MetaInit):
+        seconds = []
+        for iterations in (few, many):
+            filled = partial(init, small, kind(iterations=iterations), data=[batch], loss=nn.functional.cross_entropy)
+            seconds.append(cpu_seconds(filled, rounds))
+        figures[f"{kind.name}_step_ratio"] = (seconds[1] - seconds[0]) / (many - few) / step_s
+    large = torchvision.models.resnet50(weights=None)
+    init(large, "he")
+    figures["rewire_resnet50_s"] = cpu_seconds(lambda: init(large, "rewire"), 1)
+    pictures = torch.randn(4, 3, 64, 64, generator=draw)
+    with FlopCounterMode(display=False) as once, torch.no_grad():
+        large.eval()(pictures)
+    with FlopCounterMode(display=False) as all_of_it:
+        init(large, "lsuv", data=[pictures])
+    figures["lsuv_forwards"] = all_of_it.get_total_flops() / once.get_total_flops()
+    return figures
+
+
+# ---- what it is worth
+
+
+def at_step(steps: np.ndarray, curve: np.ndarray, step: float) -> float:
+    """A curve at a step between evaluations, by a straight line; before the first, the first."""
+    return float(np.interp(step, steps, curve))
+
+
+def figures_of(name: str, study: Study, result: ComparisonResult, costs: dict[str, float]) -> dict[str, float]:
+    """Flat figures of one study: accuracy, loss, learning rate, cost, and accuracy with the cost counted."""
+    figures = {}
+    for row in result.rows:
+        arm, prefix = row.arm, f"{name}/{row.arm.init}"
+        figures |= {f"{prefix}/lr": arm.lr, f"{prefix}/cost_steps": costs[arm.init]}
+        figures[f"{prefix}/finished"] = float(arm.finished.sum())
+        accuracy, loss = (np.nanmean(arm.metrics[metric], axis=0) for metric in ("test_accuracy", "train_loss"))
+        for step in study.horizons:
+            figures[f"{prefix}/accuracy_{step}"] = at_step(arm.steps, accuracy, step)
+            figures[f"{prefix}/train_loss_{step}"] = at_step(arm.steps, loss, step)
+            figures[f"{prefix}/counted_accuracy_{step}"] = at_step(arm.steps, accuracy, max(step - costs[arm.init], 0))
+        figures[f"{prefix}/accuracy_end"] = float(np.nanmean(arm.final)) if arm.finished.any() else float("nan")
+        figures[f"{prefix}/accuracy_end_std"] = float(np.nanstd(arm.final, ddof=1)) if arm.finished.sum() > 1 else 0.0
+    return figures
+
+
+def table(name: str, study: Study, figures: dict[str, float]) -> Table:
+    """A row per method, the best at the end first."""
+    head = [f"step {step}" for step in study.horizons]
+    found = Table("start", "lr", "cost, steps", *head, "end", f"step {study.horizons[-1]}, cost counted", title=name)
+    chains = dict.fromkeys(key.split("/")[1] for key in figures if key.startswith(f"{name}/"))
+    order = sorted(chains, key=lambda chain: -np.nan_to_num(figures[f"{name}/{chain}/accuracy_end"]))
+    for chain in order:
+        of = {key: figures[f"{name}/{chain}/{key}"] for key in ("lr", "cost_steps", "accuracy_end", "accuracy_end_std")}
+        accuracies = [100 * figures[f"{name}/{chain}/accuracy_{step}"] for step in study.horizons]
+        counted = 100 * figures[f"{name}/{chain}/counted_accuracy_{study.horizons[-1]}"]
+        found.add_row(
+            chain, f"{of['lr']:g}", f"{of['cost_steps']:.1f}", *(f"{value:.1f}" for value in accuracies),
+            f"{100 * of['accuracy_end']:.1f} ± {100 * of['accuracy_end_std']:.1f}", f"{counted:.1f}",
+        )  # fmt: skip
+    return found
+
+
+def carry_out(name: str, study: Study, data: str, out: Path) -> dict[str, float]:
+    """Train the networks of a study, compare them, and take its figures."""
+    inits = study.inits or methods()
+    steps = max(study.horizons)
+    recipes = sweep(replace(study.recipe, data=data), init=inits, lr=study.rates)
+    with progress(f"{name}: {len(inits)} starts", len(recipes) * study.runs) as bar:
+        collect(plan(recipes, runs=study.runs), out / "zoo", workers=0, on_progress=bar)
+    baseline = START if START in inits else inits[0]
+    config = CompareConfig(
+        zoo=(out / "zoo",), out=out / "report", baseline=baseline, horizons=(*study.horizons, steps), shifts=()
+    )
+    result = compare(config, console=Console(quiet=True))
+    images = load(data)
+    costs = {chain: cost_in_steps(study, images, chain) for chain in inits}
+    return figures_of(name, study, result, costs)
+
+
+def benchmark(
+    *, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: bool = False, studies: tuple[str, ...] = (),
+    data: str = "digits", out: Path = Path("runs/initialisers"),
+) -> None:  # fmt: skip
+    """Compare all initialisers.
+
+    Args:
+        json_file: Where the figures go.
+        quick: A tiny version that ends within a minute.
+        studies: Some of bad-starts, mlp, bare-resnet, resnet; none for all.
+        data: The data set, see `collect.data.load`.
+        out: Folder of zoos and reports. Given again after a kill, the training goes on.
+    """
+    known = QUICK if quick else STUDIES
+    figures = cost_figures(quick)
+    console = Console(soft_wrap=True)
+    for name in studies or tuple(known):
+        found = carry_out(name, known[name], data, out / ("quick" if quick else Path(data).stem) / name)
+        console.print(table(name, known[name], found))
+        figures |= found
+    speed = Table("figure", "value")
+    for key in [key for key in figures if "/" not in key]:
+        speed.add_row(key, f"{figures[key]:.3g}")
+    console.print(speed)
+    facts = {**provenance(), "load_average": os.getloadavg()[0], "data": Path(data).stem}
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    with durable(json_file) as temporary:
+        temporary.write_text(json.dumps(facts | figures, indent=1, sort_keys=True))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    raise SystemExit(run(lambda: tyro.cli(benchmark)))

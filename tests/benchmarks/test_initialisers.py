@@ -1,0 +1,56 @@
+"""The benchmark of initialisers: what it lists, how costs are counted, and a tiny study from end to end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from collect.data import load
+from generators import initialiser
+from generators.initialiser import list_initialisers
+from scripts import BENCHMARKS, load_script
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, which registers a start of its own."""
+    list_initialisers()
+    monkeypatch.setattr(initialiser, "_REGISTRY", dict(initialiser._REGISTRY))
+    return load_script(BENCHMARKS / "initialisers.py")
+
+
+def test_every_registered_method_is_in_a_study_unless_it_cannot_be(benchmark: ModuleType) -> None:
+    found = {name for chain in benchmark.methods() for name in chain.split("+")}
+    left_out = {info.name for info in list_initialisers()} - found
+    assert left_out == {
+        "weight-selection", "layer-fusion", "hyperfan", "hyperfan-out", "hyperfan-harmonic", benchmark.EXPLODING
+    }  # fmt: skip
+
+
+def test_a_curve_between_its_evaluations(benchmark: ModuleType) -> None:
+    steps, curve = np.array([0, 10, 20]), np.array([0.1, 0.5, 0.7])
+    assert [benchmark.at_step(steps, curve, step) for step in (0, 10, 15, 99)] == pytest.approx([0.1, 0.5, 0.6, 0.7])
+
+
+def test_a_tiny_study(benchmark: ModuleType, tmp_path: Path) -> None:
+    study = replace(benchmark.QUICK["mlp"], inits=("he", "he+lsuv", benchmark.EXPLODING))
+    figures = benchmark.carry_out("mlp", study, "digits", tmp_path)
+    for chain in study.inits:
+        of = {key.split("/")[2]: value for key, value in figures.items() if key.startswith(f"mlp/{chain}/")}
+        assert of["lr"] == 0.1 and of["finished"] == 2 and of["cost_steps"] > 0
+        assert 0 <= of["accuracy_10"] <= 1 and of["train_loss_10"] > 0
+    assert figures["mlp/he+lsuv/cost_steps"] > figures["mlp/he/cost_steps"]  # it runs the model besides
+    assert (tmp_path / "report" / "report.md").exists()
+    steps, late = 10, 10 * figures["mlp/he/cost_steps"] > 100
+    if late:  # with more cost than steps there is no training left to count
+        assert figures[f"mlp/he/counted_accuracy_{steps}"] < figures[f"mlp/he/accuracy_{steps}"]
+
+
+def test_the_cost_is_that_of_filling(benchmark: ModuleType) -> None:
+    """A hundred iterations of NIO cost far more than drawing He's weights."""
+    study, images = benchmark.QUICK["mlp"], load("digits")
+    assert benchmark.cost_in_steps(study, images, "he+nio") > 3 * benchmark.cost_in_steps(study, images, "he")
