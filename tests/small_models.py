@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,22 @@ class Forward(nn.Module):
 
     def forward(self, x):
         return self.function(self, x)
+
+
+def sequential_mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def sequential_conv_net(*widths: int, hidden: int = 0, kernel: int = 3) -> nn.Sequential:
+    """Convolutions on 8 x 8 images of one channel, pooling to 4 x 4, one or two linear layers."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip((1, *widths), widths, strict=False):
+        layers += [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), nn.ReLU()]
+    head = [nn.Linear(16 * widths[-1], hidden), nn.ReLU(), nn.Linear(hidden, 10)] if hidden else []
+    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), *(head or [nn.Linear(16 * widths[-1], 10)]))
 
 
 def attention_block(fused: bool) -> Forward:

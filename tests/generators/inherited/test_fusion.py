@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -14,41 +13,8 @@ from torch import Tensor, nn
 from generators.errors import ConfigError, DataError, ModelError, PowerhouseError
 from generators.filling import init
 from generators.inherited.closed_form import Affine, fuse_conv_conv, fuse_conv_dense, fuse_dense_dense
-from generators.inherited.fusion import groups_of, units_of
-
-
-def mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), activation()]
-    return nn.Sequential(*layers[:-1])
-
-
-def conv_net(*widths: int, hidden: int = 0, kernel: int = 3) -> nn.Sequential:
-    """Convolutions on 8 x 8 images of one channel, pooling to 4 x 4, one or two linear layers."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in zip((1, *widths), widths, strict=False):
-        layers += [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), nn.ReLU()]
-    head = [nn.Linear(16 * widths[-1], hidden), nn.ReLU(), nn.Linear(hidden, 10)] if hidden else []
-    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), *(head or [nn.Linear(16 * widths[-1], 10)]))
-
-
-@pytest.mark.parametrize(
-    ("relative", "model", "wanted"),
-    [
-        (mlp(8, 4, 4, 4, 2), mlp(8, 4, 2), [2, 2]),
-        (mlp(8, 4, 4, 4, 4, 2), mlp(8, 4, 2), [3, 2]),
-        (mlp(8, 5, 4, 6, 2), mlp(8, 4, 2), [2, 2]),
-        (mlp(8, 5, 4, 6, 2), mlp(8, 6, 2), [3, 1]),
-        (mlp(8, 4, 2), mlp(8, 4, 2), [1, 1]),
-        (mlp(8, 4, 4, 2), mlp(8, 2), [3]),
-        (conv_net(4, 8, 8), conv_net(8, kernel=5), [3, 1]),
-        (conv_net(4, 8, hidden=6), conv_net(4, 8), [1, 1, 2]),
-    ],
-)
-def test_which_layers_become_one(relative: nn.Module, model: nn.Module, wanted: list[int]) -> None:
-    groups = groups_of(units_of(relative, "relative"), units_of(model, "model"))
-    assert [len(group) for group in groups] == wanted
+from small_models import sequential_conv_net as conv_net
+from small_models import sequential_mlp as mlp
 
 
 def test_values_are_those_of_the_closed_forms() -> None:
@@ -158,12 +124,32 @@ def test_a_lost_bias_is_told() -> None:
 @pytest.mark.parametrize(
     ("model", "relative", "error", "words"),
     [
-        (mlp(8, 4, 2), mlp(8, 5, 2), ConfigError, r"\[\[8, 5\], \[5, 2\]\] cannot be fused .* \[\[8, 4\], \[4, 2\]\]"),
+        (
+            mlp(8, 4, 2),
+            mlp(8, 5, 2),
+            ConfigError,
+            r"\[\[8, 5\], \[5, 2\]\] cannot be fused .* \[\[8, 4\], \[4, 2\]\]",
+        ),
         (mlp(8, 4, 2), mlp(8, 4, 4, 2, activation=nn.Tanh), ConfigError, "cannot be fused"),
         (conv_net(8), conv_net(4), ConfigError, "cannot be fused"),
-        (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), mlp(4, 4), ConfigError, "cannot work with 1 of the model, L"),
-        (mlp(8, 2), nn.Bilinear(8, 8, 2), ConfigError, "cannot work with the whole of the relative, Bilinear"),
-        (mlp(8, 2), nn.Sequential(nn.Conv1d(8, 2, 3, groups=2)), ConfigError, "it takes nn.Sequential of Conv1d"),
+        (
+            nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)),
+            mlp(4, 4),
+            ConfigError,
+            "cannot work with 1 of the model, L",
+        ),
+        (
+            mlp(8, 2),
+            nn.Bilinear(8, 8, 2),
+            ConfigError,
+            "cannot work with the whole of the relative, Bilinear",
+        ),
+        (
+            mlp(8, 2),
+            nn.Sequential(nn.Conv1d(8, 2, 3, groups=2)),
+            ConfigError,
+            "it takes nn.Sequential of Conv1d",
+        ),
         (mlp(8, 2), "relative", ModelError, "the relative cannot be inherited from"),
         (mlp(8, 2), None, ConfigError, "layer-fusion needs relative"),
     ],
