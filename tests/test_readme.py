@@ -7,23 +7,41 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from collect.runner import collect
 from collect.spec import from_json
+from generators import list_initialisers
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-def test_the_snippet_runs_and_gives_what_its_comments_say() -> None:
-    (snippet,) = (each for each in SNIPPETS if "generators.init" in each)
+def test_the_snippets_run_and_give_what_their_comments_say() -> None:
+    """The second goes on with the model of the first."""
+    first, second = (each for each in SNIPPETS if "generators.init" in each)
     names: dict = {}
-    exec(compile(snippet, "README.md", "exec"), names)
+    exec(compile(first, "README.md", "exec"), names)
     report = names["report"]
     assert {*report.generated, *report.fallbacks, *report.kept} == set(names["model"].state_dict())
     assert names["ensemble"]["fc.weight"].shape == (5, 10, 512)
+    exec(compile(second, "README.md", "exec"), names)
+    model, trained, report = (names[name] for name in ("model", "trained", "report"))
+    assert {*report.generated, *report.fallbacks, *report.kept} == set(model.state_dict())
+    assert torch.equal(model.conv1.weight, trained.conv1.weight)
+
+
+def test_the_table_of_initialisers_is_the_registry() -> None:
+    rows = dict(
+        re.findall(r"^\| (pointwise|refining|inherited|of hypernetworks) \| (.*) \|$", TEXT, flags=re.MULTILINE)
+    )
+    found = {name: kind for kind, cell in rows.items() for name in re.findall("`(.*?)`", cell)}
+    registered = {
+        info.name: "of hypernetworks" if info.name.startswith("hyperfan") else info.kind for info in list_initialisers()
+    }
+    assert found == registered
 
 
 def test_the_spec_and_what_is_read_from_its_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
