@@ -216,6 +216,8 @@ class Functional:
     def derivative(self, value: Tensor, of: Sequence[Tensor], *, graph: bool = False) -> Tensor:
         """Gradient of the scalar `value`, all tensors of `of` in one vector `[P]`; with a graph of its own if `graph`.
 
+        Torch cannot tell a function marked `once_differentiable` from a constant in a second derivative, nor can this.
+
         Raises:
             ModelError: an operation of the model has no such derivative.
         """

@@ -28,7 +28,7 @@ def gradient_quotient(gradient: Tensor, product: Tensor, epsilon: float) -> Tens
 
 @dataclass(frozen=True)
 class MetaInit(ScaleOptimiser):
-    """Lowers the gradient quotient, unconstrained; three derivatives make its iterations the dearest.
+    """Lowers the gradient quotient, unconstrained. An iteration takes three derivatives: at least nine training steps.
 
     Of the paper: number of iterations and epsilon. Unlike there, the scales of all tensors are fitted instead of the
     norms of those with two or more axes, Adam stands in for momentum of signs of gradients, and the batches are those
