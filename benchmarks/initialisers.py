@@ -4,6 +4,7 @@ Studies: a 10-layer MLP without normalisation, as in the usual demonstration of 
 learning rate; then the MLP and ResNets with and without batch norm, every method at the learning rate that is best on
 validation images, all seeds alike. Networks are trained by `collect` into a zoo and read by `train_generators compare`,
 which writes a report per study with curves, tests and plots. Methods that need data get the first 512 training images.
+What remains is a table and a picture per study, `OUT/DATA/initialisers.md`.
 
 The cost of a method is the time of `generators.init` over that of a training step of one network alone. `counted`
 figures are accuracies at a step of the training from which that cost has been taken off, so a method whose cost is 100
@@ -19,7 +20,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,14 +28,15 @@ from typing import Annotated
 
 sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
 
+import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torchvision  # noqa: E402
 import tyro  # noqa: E402
+from matplotlib import colormaps  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from torch import nn  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from collect.architectures import build  # noqa: E402
 from collect.data import ImageSet, load  # noqa: E402
@@ -48,11 +50,9 @@ from generators.commandline import progress, run  # noqa: E402
 from generators.initialiser import Kind, list_initialisers, register  # noqa: E402
 from generators.inventory import ParameterInfo  # noqa: E402
 from generators.pointwise import Pointwise, normal  # noqa: E402
-from generators.refining.gradinit import GradInit  # noqa: E402
-from generators.refining.metainit import MetaInit  # noqa: E402
-from generators.refining.nio import NIO  # noqa: E402
 from train_generators.compare import CompareConfig, ComparisonResult  # noqa: E402
 from train_generators.compare import run as compare  # noqa: E402
+from train_generators.compare.plots import STYLE, png  # noqa: E402
 
 EXPLODING = "he-times-1.5"
 INIT_BATCH, INIT_IMAGES = 128, 512  # what `collect` gives to methods that need data
@@ -165,36 +165,6 @@ def cost_in_steps(study: Study, images: ImageSet, chain: str) -> float:
     return cpu_seconds(filled, 1) / cpu_seconds(step, 5)
 
 
-def cost_figures(quick: bool) -> dict[str, float]:
-    """The figures of speed that do not depend on a study."""
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(INIT_BATCH, 3, 32, 32, generator=draw)
-    batch = (images, torch.randint(10, (INIT_BATCH,), generator=draw))
-    small = build("resnet-20-w16", shape=(3, 32, 32), classes=10)
-    init(small, "he")
-    step = plain_step(small, batch)
-    step()
-    step_s = cpu_seconds(step, 5)
-    figures: dict[str, float] = {}
-    few, many, rounds = (1, 2, 1) if quick else (1, 6, 3)
-    for kind in (NIO, GradInit, MetaInit):
-        seconds = []
-        for iterations in (few, many):
-            filled = partial(init, small, kind(iterations=iterations), data=[batch], loss=nn.functional.cross_entropy)
-            seconds.append(cpu_seconds(filled, rounds))
-        figures[f"{kind.name}_step_ratio"] = (seconds[1] - seconds[0]) / (many - few) / step_s
-    large = torchvision.models.resnet50(weights=None)
-    init(large, "he")
-    figures["rewire_resnet50_s"] = cpu_seconds(lambda: init(large, "rewire"), 1)
-    pictures = torch.randn(4, 3, 64, 64, generator=draw)
-    with FlopCounterMode(display=False) as once, torch.no_grad():
-        large.eval()(pictures)
-    with FlopCounterMode(display=False) as all_of_it:
-        init(large, "lsuv", data=[pictures])
-    figures["lsuv_forwards"] = all_of_it.get_total_flops() / once.get_total_flops()
-    return figures
-
-
 # ---- what it is worth
 
 
@@ -220,13 +190,17 @@ def figures_of(name: str, study: Study, result: ComparisonResult, costs: dict[st
     return figures
 
 
+def by_end(name: str, figures: dict[str, float]) -> list[str]:
+    """The chains of a study, the most accurate at the end first."""
+    chains = dict.fromkeys(key.split("/")[1] for key in figures if key.startswith(f"{name}/"))
+    return sorted(chains, key=lambda chain: -np.nan_to_num(figures[f"{name}/{chain}/accuracy_end"]))
+
+
 def table(name: str, study: Study, figures: dict[str, float]) -> Table:
     """A row per method, the best at the end first."""
     head = [f"step {step}" for step in study.horizons]
     found = Table("start", "lr", "cost, steps", *head, "end", f"step {study.horizons[-1]}, cost counted", title=name)
-    chains = dict.fromkeys(key.split("/")[1] for key in figures if key.startswith(f"{name}/"))
-    order = sorted(chains, key=lambda chain: -np.nan_to_num(figures[f"{name}/{chain}/accuracy_end"]))
-    for chain in order:
+    for chain in by_end(name, figures):
         of = {key: figures[f"{name}/{chain}/{key}"] for key in ("lr", "cost_steps", "accuracy_end", "accuracy_end_std")}
         accuracies = [100 * figures[f"{name}/{chain}/accuracy_{step}"] for step in study.horizons]
         counted = 100 * figures[f"{name}/{chain}/counted_accuracy_{study.horizons[-1]}"]
@@ -235,6 +209,36 @@ def table(name: str, study: Study, figures: dict[str, float]) -> Table:
             f"{100 * of['accuracy_end']:.1f} ± {100 * of['accuracy_end_std']:.1f}", f"{counted:.1f}",
         )  # fmt: skip
     return found
+
+
+def picture(name: str, study: Study, figures: dict[str, float]) -> bytes:
+    """Accuracy of every method at the horizons and at the end, the best at the end first, as PNG."""
+    chains = by_end(name, figures)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 1.2 + 0.24 * len(chains)), layout="constrained")
+        axes = figure.subplots()
+        places = np.arange(len(chains))
+        for number, step in enumerate((*study.horizons, "end")):
+            values = [100 * figures[f"{name}/{chain}/accuracy_{step}"] for chain in chains]
+            label = "end" if step == "end" else f"step {step}"
+            axes.plot(values, places, "o", markersize=5, color=colormaps["viridis"](number / 5), label=label)
+        axes.set_yticks(places, chains)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"test accuracy, %, {study.recipe.architecture}, mean of {study.runs} seeds")
+        axes.legend(loc="lower left", fontsize=8)
+        return png(figure)
+
+
+def markdown(names: Sequence[str], known: dict[str, Study], figures: dict[str, float]) -> str:
+    """The tables and pictures of some studies."""
+    parts = []
+    for name in names:
+        found = table(name, known[name], figures)
+        rows = zip(*(column.cells for column in found.columns), strict=True)
+        lines = [" | ".join(str(column.header) for column in found.columns), " | ".join("---" for _ in found.columns)]
+        lines += [" | ".join(map(str, row)) for row in rows]
+        parts += [f"## {name}", "\n".join(f"| {line} |" for line in lines), f"![accuracies]({name}.png)"]
+    return "\n\n".join(parts) + "\n"
 
 
 def carry_out(name: str, study: Study, data: str, out: Path) -> dict[str, float]:
@@ -268,16 +272,15 @@ def benchmark(
         out: Folder of zoos and reports. Given again after a kill, the training goes on.
     """
     known = QUICK if quick else STUDIES
-    figures = cost_figures(quick)
+    figures: dict[str, float] = {}
     console = Console(soft_wrap=True)
-    for name in studies or tuple(known):
-        found = carry_out(name, known[name], data, out / ("quick" if quick else Path(data).stem) / name)
+    names, out = studies or tuple(known), out / ("quick" if quick else Path(data).stem)
+    for name in names:
+        found = carry_out(name, known[name], data, out / name)
         console.print(table(name, known[name], found))
+        (out / f"{name}.png").write_bytes(picture(name, known[name], found))
         figures |= found
-    speed = Table("figure", "value")
-    for key in [key for key in figures if "/" not in key]:
-        speed.add_row(key, f"{figures[key]:.3g}")
-    console.print(speed)
+    (out / "initialisers.md").write_text(markdown(names, known, figures))
     facts = {**provenance(), "load_average": os.getloadavg()[0], "data": Path(data).stem}
     json_file.parent.mkdir(parents=True, exist_ok=True)
     with durable(json_file) as temporary:

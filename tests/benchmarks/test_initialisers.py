@@ -45,6 +45,11 @@ def test_a_tiny_study(benchmark: ModuleType, tmp_path: Path) -> None:
         assert 0 <= of["accuracy_10"] <= 1 and of["train_loss_10"] > 0
     assert figures["mlp/he+lsuv/cost_steps"] > figures["mlp/he/cost_steps"]  # it runs the model besides
     assert (tmp_path / "report" / "report.md").exists()
+    assert benchmark.picture("mlp", study, figures).startswith(b"\x89PNG")
+    text = benchmark.markdown(["mlp"], {"mlp": study}, figures)
+    assert f"{100 * figures['mlp/he/accuracy_end']:.1f} ± {100 * figures['mlp/he/accuracy_end_std']:.1f}" in text
+    order = benchmark.by_end("mlp", figures)
+    assert sorted(order) == sorted(study.inits) and text.index(f"| {order[0]} |") < text.index(f"| {order[1]} |")
     steps, late = 10, 10 * figures["mlp/he/cost_steps"] > 100
     if late:  # with more cost than steps there is no training left to count
         assert figures[f"mlp/he/counted_accuracy_{steps}"] < figures[f"mlp/he/accuracy_{steps}"]

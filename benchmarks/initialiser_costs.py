@@ -1,0 +1,115 @@
+"""What do initialisers that look at data or at the whole model cost?
+
+An iteration of the scale optimisers in units of a plain training step of a ResNet-20 (batch 128, 32 x 32 pixels, one
+thread), the rewiring of a ResNet-50 in CPU seconds, and LSUV of a ResNet-50 in forward passes, counted in operations.
+
+    python benchmarks/initialiser_costs.py --json costs.json [--quick]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
+
+import torch  # noqa: E402
+import torchvision  # noqa: E402
+import tyro  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from collect.architectures import build  # noqa: E402
+from collect.durable import durable  # noqa: E402
+from collect.provenance import provenance  # noqa: E402
+from generators import init  # noqa: E402
+from generators.commandline import run  # noqa: E402
+from generators.refining.gradinit import GradInit  # noqa: E402
+from generators.refining.metainit import MetaInit  # noqa: E402
+from generators.refining.nio import NIO  # noqa: E402
+
+BATCH = 128
+
+
+def cpu_seconds(work: Callable[[], object], rounds: int = 3) -> float:
+    """Median CPU time of this process for `work`."""
+    taken = []
+    for _ in range(rounds):
+        start = time.process_time()
+        work()
+        taken.append(time.process_time() - start)
+    return statistics.median(taken)
+
+
+def plain_step(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> Callable[[], object]:
+    """A training step as everyone writes it: forward, backward, SGD."""
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
+        optimiser.step()
+
+    return step
+
+
+def cost_figures(quick: bool) -> dict[str, float]:
+    """The figures of speed that do not depend on a study."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(BATCH, 3, 32, 32, generator=draw)
+    batch = (images, torch.randint(10, (BATCH,), generator=draw))
+    small = build("resnet-20-w16", shape=(3, 32, 32), classes=10)
+    init(small, "he")
+    step = plain_step(small, batch)
+    step()
+    step_s = cpu_seconds(step, 5)
+    figures: dict[str, float] = {}
+    few, many, rounds = (1, 2, 1) if quick else (1, 6, 3)
+    for kind in (NIO, GradInit, MetaInit):
+        seconds = []
+        for iterations in (few, many):
+            filled = partial(init, small, kind(iterations=iterations), data=[batch], loss=nn.functional.cross_entropy)
+            seconds.append(cpu_seconds(filled, rounds))
+        figures[f"{kind.name}_step_ratio"] = (seconds[1] - seconds[0]) / (many - few) / step_s
+    large = torchvision.models.resnet50(weights=None)
+    init(large, "he")
+    figures["rewire_resnet50_s"] = cpu_seconds(lambda: init(large, "rewire"), 1)
+    pictures = torch.randn(4, 3, 64, 64, generator=draw)
+    with FlopCounterMode(display=False) as once, torch.no_grad():
+        large.eval()(pictures)
+    with FlopCounterMode(display=False) as all_of_it:
+        init(large, "lsuv", data=[pictures])
+    figures["lsuv_forwards"] = all_of_it.get_total_flops() / once.get_total_flops()
+    return figures
+
+
+def benchmark(*, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: bool = False) -> None:
+    """Measure the cost of initialisers.
+
+    Args:
+        json_file: Where the figures go.
+        quick: Fewer iterations and rounds.
+    """
+    figures = cost_figures(quick)
+    table = Table("figure", "value")
+    for key, value in figures.items():
+        table.add_row(key, f"{value:.3g}")
+    Console(soft_wrap=True).print(table)
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    with durable(json_file) as temporary:
+        facts = {**provenance(), "load_average": os.getloadavg()[0]}
+        temporary.write_text(json.dumps(facts | figures, indent=1, sort_keys=True))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    raise SystemExit(run(lambda: tyro.cli(benchmark)))

@@ -1,0 +1,39 @@
+"""The costs of initialisers: every figure that is promised, in a sane range."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from scripts import BENCHMARKS, load_script
+
+
+def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """On smaller models; the operations of LSUV are counted."""
+    module = load_script(BENCHMARKS / "initialiser_costs.py")
+    build = module.build
+    monkeypatch.setattr(module, "build", lambda name, **facts: build("resnet-8-w4", **facts))
+    monkeypatch.setattr(module.torchvision.models, "resnet50", module.torchvision.models.resnet18)
+    monkeypatch.setattr(module, "BATCH", 16)
+    module.benchmark(json_file=tmp_path / "costs.json", quick=True)
+    figures = json.loads((tmp_path / "costs.json").read_text())
+    for name in ("nio", "gradinit", "metainit"):
+        assert 1 < figures[f"{name}_step_ratio"] < 50
+    assert 0 < figures["rewire_resnet50_s"] < 60
+    assert 1 <= figures["lsuv_forwards"] <= 3
+    assert "nio_step_ratio" in capsys.readouterr().out
+
+
+def test_a_plain_step_is_one_of_sgd() -> None:
+    module = load_script(BENCHMARKS / "initialiser_costs.py")
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    batch = (torch.ones(4, 3), torch.tensor([0, 1, 0, 0]))
+    nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
+    slope = model.weight.grad.clone()
+    module.plain_step(model, batch)()
+    torch.testing.assert_close(model.weight.detach(), before - 1e-4 * slope)
