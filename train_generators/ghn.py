@@ -13,7 +13,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,59 +233,47 @@ def _resume(path: Path, fingerprint: str, held: dict[str, Any]) -> tuple[int, li
     return meta["step"], meta["recent"]
 
 
-def main(
-    out: Path, zoo: Path | None = None, config: GHNTrainingConfig = DETERMINISTIC, *, encoder: str | None = None,
-    decoder: str | None = None, device: Device = "auto", track: Track = "none", project: str = "powerhouse",
-) -> None:  # fmt: skip
+@dataclass(frozen=True)
+class Launch:
+    """Where a GHN is trained, and what is kept of it."""
+
+    out: Path
+    """Folder of the checkpoint, for `python -m generators init --with OUT`. Given again after a kill, the training
+    goes on."""
+    zoo: Path | None = None
+    """Folder of a zoo: trained on are its architectures if no others are given, and --objective.zoo fits its networks."""
+    encoder: str | None = None
+    """sparse, transformer (GHN-3) or gated (GHN-2), in place of --ghn.encoder."""
+    decoder: str | None = None
+    """core, coordinate, block (GHN-2 and GHN-3) or fan-in-block (the same, spread free), in place of --ghn.decoder."""
+    device: Device = "auto"
+    """auto (a GPU per process if there are any), cpu or cuda. `torchrun --nproc-per-node N -m train_generators ...`
+    trains with N processes, which share --meta-batch."""
+    track: Track = "none"
+    """Also log to Weights & Biases; set WANDB_MODE=offline to do so without an account."""
+    project: str = "powerhouse"
+    """The wandb project."""
+
+
+def main(launch: Launch, config: GHNTrainingConfig = DETERMINISTIC) -> None:
     """Train a graph hypernetwork on the loss of the networks that it generates, and save it.
 
     Example: python -m train_generators ghn --architectures resnet-8-w8 vgg-3-w8 --held-out resnet-20-w12 --out runs/ghn
-
-    Args:
-        out: Folder of the checkpoint. Given again after a kill, the training goes on; use it with
-            `python -m generators init --with OUT`.
-        zoo: Folder of a zoo whose architectures to train on if no others are given, and of the networks that
-            --objective.zoo fits.
-        config: How the GHN is trained.
-        encoder: sparse, transformer (GHN-3) or gated (GHN-2), in place of --ghn.encoder.
-        decoder: core, coordinate, block (GHN-2 and GHN-3) or fan-in-block (the same, spread free), in place of
-            --ghn.decoder.
-        device: auto (a GPU per process if there are any), cpu or cuda. `torchrun --nproc-per-node N -m train_generators
-            ...` trains with N processes, which share --meta-batch.
-        track: Also log to Weights & Biases; set WANDB_MODE=offline to do so without an account.
-        project: The wandb project.
     """
     torch.set_num_threads(1)  # operations are small: more threads wait for each other
     shape = dataclasses.replace(
-        config.ghn, encoder=encoder or config.ghn.encoder, decoder=decoder or config.ghn.decoder
+        config.ghn, encoder=launch.encoder or config.ghn.encoder, decoder=launch.decoder or config.ghn.decoder
     )  # fmt: skip
     config = dataclasses.replace(config, ghn=shape)
-    fabric = join(device, precision=config.precision)
-    ghn = fit(config, out, zoo=zoo, fabric=fabric, track=track, project=project)
-    if not fabric.is_global_zero:
-        return
-    Console().print(table(ghn.card, title=f"{ghn.name}: {out}"))
+    fabric = join(launch.device, precision=config.precision)
+    ghn = fit(config, launch.out, zoo=launch.zoo, fabric=fabric, track=launch.track, project=launch.project)
+    if fabric.is_global_zero:
+        Console().print(table(ghn.card, title=f"{ghn.name}: {launch.out}"))
 
 
-def main_noise(
-    out: Path, zoo: Path | None = None, config: GHNTrainingConfig = NOISE, *, encoder: str | None = None,
-    decoder: str | None = None, device: Device = "auto", track: Track = "none", project: str = "powerhouse",
-) -> None:  # fmt: skip
+def main_noise(launch: Launch, config: GHNTrainingConfig = NOISE) -> None:
     """Train a graph hypernetwork whose members differ (noise codes, and white noise in every weight), and save it.
 
     Example: python -m train_generators noise-ghn --architectures resnet-8-w8 vgg-3-w8 --out runs/noise-ghn
-
-    Args:
-        out: Folder of the checkpoint. Given again after a kill, the training goes on.
-        zoo: Folder of a zoo whose architectures to train on if no others are given, and of the networks that
-            --objective.zoo fits.
-        config: How the GHN is trained.
-        encoder: sparse, transformer (GHN-3) or gated (GHN-2), in place of --ghn.encoder.
-        decoder: core, coordinate, block (GHN-2 and GHN-3) or fan-in-block (the same, spread free), in place of
-            --ghn.decoder.
-        device: auto (a GPU per process if there are any), cpu or cuda. `torchrun --nproc-per-node N -m train_generators
-            ...` trains with N processes, which share --meta-batch.
-        track: Also log to Weights & Biases; set WANDB_MODE=offline to do so without an account.
-        project: The wandb project.
     """
-    main(out, zoo, config, encoder=encoder, decoder=decoder, device=device, track=track, project=project)
+    main(launch, config)
