@@ -241,7 +241,7 @@ class Launch:
     """Folder of the checkpoint, for `python -m generators init --with OUT`. Given again after a kill, the training
     goes on."""
     zoo: Path | None = None
-    """Folder of a zoo: trained on are its architectures if no others are given, and --objective.zoo fits its networks."""
+    """Folder of a zoo: its architectures are trained on if no others are given; --objective.zoo fits its networks."""
     encoder: str | None = None
     """sparse, transformer (GHN-3) or gated (GHN-2), in place of --ghn.encoder."""
     decoder: str | None = None
