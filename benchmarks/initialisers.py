@@ -56,6 +56,10 @@ from train_generators.compare.plots import STYLE, png  # noqa: E402
 
 EXPLODING = "he-times-1.5"
 INIT_BATCH, INIT_IMAGES = 128, 512  # what `collect` gives to methods that need data
+LEARNED = {
+    "digits": ("noise-ghn-digits", "noise-ghn-digits+lsuv", "conv-vae-digits"),
+    "cifar10": ("noise-ghn-cifar10-long", "noise-ghn-cifar10-long+lsuv"),
+}  # published generators by the data that they have seen
 START = "he"  # what refining methods begin with, but LSUV, which is used with orthogonal weights as well
 
 
@@ -64,19 +68,19 @@ def exploding(info: ParameterInfo) -> float:
     return 1.5 * float(np.sqrt(2.0 / max(info.fan_in, 1)))
 
 
-@register(EXPLODING, kind=Kind.POINTWISE, summary="1.5 times He's spread: a start that explodes with depth")
-def _exploding() -> Pointwise:
-    return Pointwise(EXPLODING, normal(exploding))
+register(EXPLODING, kind=Kind.POINTWISE, summary="1.5 times He's spread: a start that explodes with depth")(
+    lambda: Pointwise(EXPLODING, normal(exploding))
+)
 
 
-def methods() -> tuple[str, ...]:
-    """A chain for every registered method that needs no relative and is made for networks as they are."""
+def methods(data: str) -> tuple[str, ...]:
+    """A chain for every registered method that needs no relative and is made for networks as they are, and `LEARNED`."""
     chains = []
     for info in list_initialisers():
         if "relative" in info.needs or info.name.startswith("hyperfan") or info.name == EXPLODING:
             continue
         chains.append(f"{START}+{info.name}" if info.kind == Kind.REFINING.value else info.name)
-    return (*chains, "orthogonal+lsuv")
+    return (*chains, "orthogonal+lsuv", *LEARNED.get(Path(data).stem, ()))
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Study:
 
     Attributes:
         recipe: what they share.
-        inits: chains; none for `methods()`.
+        inits: chains; none for `methods`.
         rates: learning rates.
         horizons: training steps.
         runs: networks per initialiser and rate.
@@ -190,6 +194,21 @@ def figures_of(name: str, study: Study, result: ComparisonResult, costs: dict[st
     return figures
 
 
+def records(study: Study, result: ComparisonResult) -> str:
+    """Every network that was trained, as CSV: start, learning rate, whether it was chosen, seed, status, figures."""
+    head = ["start", "lr", "chosen", "seed", "status"]
+    wanted = [(metric, step) for metric in ("test_accuracy", "train_loss") for step in study.horizons]
+    lines = [[*head, *(f"{metric}_{step}" for metric, step in wanted), "validation_accuracy_end", "test_accuracy_end"]]
+    for row in result.rows:
+        for arm in row.choice.tried:
+            for number, (seed, status) in enumerate(zip(arm.seeds, arm.status, strict=True)):
+                values = [at_step(arm.steps, arm.metrics[metric][number], step) for metric, step in wanted]
+                values += [arm.final_validation[number], arm.final[number]]
+                facts = [arm.init, f"{arm.lr:g}", str(int(arm is row.arm)), str(seed), status]
+                lines.append([*facts, *(f"{value:.4f}" for value in values)])
+    return "\n".join(map(",".join, lines)) + "\n"
+
+
 def by_end(name: str, figures: dict[str, float]) -> list[str]:
     """The chains of a study, the most accurate at the end first."""
     chains = dict.fromkeys(key.split("/")[1] for key in figures if key.startswith(f"{name}/"))
@@ -243,18 +262,18 @@ def markdown(names: Sequence[str], known: dict[str, Study], figures: dict[str, f
 
 def carry_out(name: str, study: Study, data: str, out: Path) -> dict[str, float]:
     """Train the networks of a study, compare them, and take its figures."""
-    inits = study.inits or methods()
-    steps = max(study.horizons)
+    inits = study.inits or methods(data)
     recipes = sweep(replace(study.recipe, data=data), init=inits, lr=study.rates)
     with progress(f"{name}: {len(inits)} starts", len(recipes) * study.runs) as bar:
         collect(plan(recipes, runs=study.runs), out / "zoo", workers=0, on_progress=bar)
     baseline = START if START in inits else inits[0]
     config = CompareConfig(
-        zoo=(out / "zoo",), out=out / "report", baseline=baseline, horizons=(*study.horizons, steps), shifts=()
-    )
+        zoo=(out / "zoo",), out=out / "report", baseline=baseline, horizons=study.horizons, shifts=()
+    )  # fmt: skip
     result = compare(config, console=Console(quiet=True))
     images = load(data)
     costs = {chain: cost_in_steps(study, images, chain) for chain in inits}
+    (out / "records.csv").write_text(records(study, result))
     return figures_of(name, study, result, costs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 from collect.data import load
 from generators import initialiser
 from generators.initialiser import list_initialisers
+from generators.published import list_generators
 from scripts import BENCHMARKS, load_script
 
 
@@ -24,11 +26,18 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_every_registered_method_is_in_a_study_unless_it_cannot_be(benchmark: ModuleType) -> None:
-    found = {name for chain in benchmark.methods() for name in chain.split("+")}
+    found = {name for chain in benchmark.methods("fashion") for name in chain.split("+")}
     left_out = {info.name for info in list_initialisers()} - found
     assert left_out == {
         "weight-selection", "layer-fusion", "hyperfan", "hyperfan-out", "hyperfan-harmonic", benchmark.EXPLODING
     }  # fmt: skip
+
+
+def test_learned_starts_are_compared_on_the_data_that_they_have_seen(benchmark: ModuleType) -> None:
+    published = {entry.name: entry.data for entry in list_generators()}
+    for data, chains in benchmark.LEARNED.items():
+        assert {published[chain.removesuffix("+lsuv")] for chain in chains} == {data}
+        assert set(chains) < set(benchmark.methods(f"folder/{data}.npz"))
 
 
 def test_a_curve_between_its_evaluations(benchmark: ModuleType) -> None:
@@ -45,6 +54,11 @@ def test_a_tiny_study(benchmark: ModuleType, tmp_path: Path) -> None:
         assert 0 <= of["accuracy_10"] <= 1 and of["train_loss_10"] > 0
     assert figures["mlp/he+lsuv/cost_steps"] > figures["mlp/he/cost_steps"]  # it runs the model besides
     assert (tmp_path / "report" / "report.md").exists()
+    with (tmp_path / "records.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["start"] == "he"]
+    assert [(row["seed"], row["chosen"], row["lr"]) for row in rows] == [("0", "1", "0.1"), ("1", "1", "0.1")]
+    ends = [float(row["test_accuracy_end"]) for row in rows]
+    assert sum(ends) / 2 == pytest.approx(figures["mlp/he/accuracy_end"], abs=1e-4)
     assert benchmark.picture("mlp", study, figures).startswith(b"\x89PNG")
     text = benchmark.markdown(["mlp"], {"mlp": study}, figures)
     assert f"{100 * figures['mlp/he/accuracy_end']:.1f} ± {100 * figures['mlp/he/accuracy_end_std']:.1f}" in text
