@@ -74,7 +74,7 @@ register(EXPLODING, kind=Kind.POINTWISE, summary="1.5 times He's spread: a start
 
 
 def methods(data: str) -> tuple[str, ...]:
-    """A chain for every registered method that needs no relative and is made for networks as they are, and `LEARNED`."""
+    """A chain for every registered method that needs no relative and fits networks as they are, and `LEARNED`."""
     chains = []
     for info in list_initialisers():
         if "relative" in info.needs or info.name.startswith("hyperfan") or info.name == EXPLODING:
