@@ -218,14 +218,16 @@ def by_end(name: str, figures: dict[str, float]) -> list[str]:
 def table(name: str, study: Study, figures: dict[str, float]) -> Table:
     """A row per method, the best at the end first."""
     head = [f"step {step}" for step in study.horizons]
-    found = Table("start", "lr", "cost, steps", *head, "end", f"step {study.horizons[-1]}, cost counted", title=name)
+    last = f"step {study.horizons[-1]}, cost counted"
+    found = Table("start", "lr", "cost, steps", *head, "end", "finished", last, title=name)
     for chain in by_end(name, figures):
         of = {key: figures[f"{name}/{chain}/{key}"] for key in ("lr", "cost_steps", "accuracy_end", "accuracy_end_std")}
         accuracies = [100 * figures[f"{name}/{chain}/accuracy_{step}"] for step in study.horizons]
         counted = 100 * figures[f"{name}/{chain}/counted_accuracy_{study.horizons[-1]}"]
         found.add_row(
             chain, f"{of['lr']:g}", f"{of['cost_steps']:.1f}", *(f"{value:.1f}" for value in accuracies),
-            f"{100 * of['accuracy_end']:.1f} ± {100 * of['accuracy_end_std']:.1f}", f"{counted:.1f}",
+            f"{100 * of['accuracy_end']:.1f} ± {100 * of['accuracy_end_std']:.1f}",
+            f"{figures[f'{name}/{chain}/finished']:.0f} of {study.runs}", f"{counted:.1f}",
         )  # fmt: skip
     return found
 
@@ -244,7 +246,7 @@ def picture(name: str, study: Study, figures: dict[str, float]) -> bytes:
         axes.set_yticks(places, chains)
         axes.invert_yaxis()
         axes.set_xlabel(f"test accuracy, %, {study.recipe.architecture}, mean of {study.runs} seeds")
-        axes.legend(loc="lower left", fontsize=8)
+        figure.legend(loc="outside upper center", ncols=5, fontsize=8)
         return png(figure)
 
 
