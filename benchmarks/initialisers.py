@@ -103,6 +103,7 @@ class Study:
 
 
 _SHORT = Recipe(batch_size=128, weight_decay=0.0, evaluations_per_epoch=4)
+_LOW, _HIGH, _HORIZONS = (0.003, 0.01, 0.03), (0.03, 0.1, 0.3), (10, 40, 100)
 _BAD = tuple(
     start + step for start in ("torch", EXPLODING)
     for step in ("", "+lsuv", "+nio", "+gradinit", "+metainit", "+rewire", "+emergence")
@@ -112,10 +113,8 @@ STUDIES: dict[str, Study] = {
         replace(_SHORT, architecture="mlp-10-w64", epochs=5, schedule="constant"), _BAD, (0.01,), (10, 20, 40)
     ),
     "mlp": Study(replace(_SHORT, architecture="mlp-10-w64", epochs=30), rates=(0.003, 0.01, 0.03, 0.1, 0.3)),
-    "bare-resnet": Study(
-        replace(_SHORT, architecture="bare-resnet-20-w8", epochs=20), rates=(0.001, 0.003, 0.01, 0.03, 0.1)
-    ),
-    "resnet": Study(replace(_SHORT, architecture="resnet-20-w8", epochs=20), rates=(0.03, 0.1, 0.3)),
+    "bare-resnet": Study(replace(_SHORT, architecture="bare-resnet-20-w8", epochs=10), (), _LOW, _HORIZONS),
+    "resnet": Study(replace(_SHORT, architecture="resnet-20-w8", epochs=10), (), _HIGH, _HORIZONS),
 }
 QUICK = {
     "bad-starts": replace(STUDIES["bad-starts"], inits=("torch", "torch+lsuv", "torch+nio"), runs=2),
