@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from generators.errors import DataError, ModelError
 
@@ -28,16 +29,25 @@ class Replayed:
             taken += 1
 
 
+def check_iterable(data: Iterable) -> None:
+    """Raise `DataError` unless `data` can give batches: a tensor or data set gives examples, a mapping its keys."""
+    single = isinstance(data, Tensor | Mapping) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset))
+    if single or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
+        raise DataError(
+            f"data must be an iterable of batches (inputs, targets), got {type(data).__name__}; "
+            "pass a list [(inputs, targets)] or a DataLoader"
+        )
+
+
 def readable_again(data: Iterable | None) -> Iterable | None:
     """`data`, such that every step of a chain meets the batches from the first one on.
 
     Raises:
-        DataError: it is not iterable.
+        DataError: see `check_iterable`.
     """
     if data is None:
         return None
-    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
-        raise DataError(f"data must be an iterable of batches (inputs, targets), got {type(data).__name__}")
+    check_iterable(data)
     return Replayed(data) if isinstance(data, Iterator) else data
 
 
@@ -65,8 +75,17 @@ def pair_of(batch: Any, name: str) -> tuple[Any, Any]:
         DataError: the batch has another form.
     """
     if not isinstance(batch, list | tuple) or len(batch) != 2:
-        raise DataError(f"{name} needs batches (inputs, targets), got {type(batch).__name__}")
+        count = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+        raise DataError(
+            f"{name} needs batches (inputs, targets), got {type(batch).__name__}{count}; pass [(inputs, targets)], "
+            "where inputs may be a mapping of keyword arguments"
+        )
     return batch[0], batch[1]
+
+
+def _is_named(value: Any) -> bool:
+    """Whether it is a named tuple, such as a packed sequence."""
+    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
@@ -75,7 +94,10 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
         return function(value)
     if isinstance(value, Mapping):
         return {key: map_tensors(function, part) for key, part in value.items()}
-    return type(value)(map_tensors(function, part) for part in value) if isinstance(value, list | tuple) else value
+    if not isinstance(value, list | tuple):
+        return value
+    parts = [map_tensors(function, part) for part in value]
+    return type(value)(*parts) if _is_named(value) else type(value)(parts)
 
 
 def to_device_of(model: nn.Module, value: Any) -> Any:
@@ -95,10 +117,13 @@ def to_device_of(model: nn.Module, value: Any) -> Any:
 
 
 def arguments_of(inputs: Any) -> tuple[tuple, dict[str, Any]]:
-    """Inputs as positional and keyword arguments: one argument, a tuple of them, or a mapping by keyword."""
+    """Inputs as positional and keyword arguments: one argument, a tuple of them, or a mapping by keyword.
+
+    A named tuple, such as a packed sequence, is one argument.
+    """
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    return (tuple(inputs) if isinstance(inputs, tuple) else (inputs,)), {}
+    return (inputs if isinstance(inputs, tuple) and not _is_named(inputs) else (inputs,)), {}
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

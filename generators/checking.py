@@ -102,6 +102,15 @@ def matrix_spreads(values: dict[str, Tensor], generated: Iterable[str], found: I
     return statistics
 
 
+def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> Spreads:
+    """`std_before` and `std_after` of every tensor that is given a new value; 0 for a single number."""
+
+    def std(value: Tensor) -> float:
+        return value.float().std().item() if value.numel() > 1 else 0.0
+
+    return {name: {"std_before": std(before[name].detach()), "std_after": std(value)} for name, value in after.items()}
+
+
 def check_spread(statistics: Spreads, name: str) -> None:
     """Raise `CollapseError` if a generated matrix is a constant for all purposes; see `matrix_spreads`."""
     collapsed = [key for key, row in statistics.items() if row.get("std_ratio", 1.0) < COLLAPSED_STD_RATIO]

@@ -7,6 +7,7 @@ writes; a failure on the way leaves the model as it was.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from generators.batches import readable_again
 from generators.checking import (
     Spreads,
+    changes,
     check_finite,
     check_fit,
     check_model,
@@ -104,7 +106,7 @@ def writable(
         frozen: parameters with `requires_grad=False` are written too.
         stack: `(M,)` if the values are those of M members, stacked.
     """
-    if step.kind is not Kind.REFINING:
+    if step.kind != Kind.REFINING:
         resets = reset_running_statistics(model, step.name, frozen=frozen)
         proposal.kept = {**resets.kept, **proposal.kept}
         for key in resets.kept:
@@ -115,7 +117,7 @@ def writable(
             start = resets.values[key]
             proposal.values[key] = start.expand(*stack, *start.shape).clone() if stack else start
             proposal.sources[key] = resets.sources[key]
-        if unmeasured and step.kind is not Kind.POINTWISE:
+        if unmeasured and step.kind != Kind.POINTWISE:
             proposal.notes.append(UNMEASURED)
     proposal = without_protected(proposal, {info.name: info for info in found}, frozen)
     check_fit(proposal, tensors, step.name, stack)
@@ -201,6 +203,8 @@ def init(
     check_needs(chain, data=data, loss=loss, relative=relative)
     traced = any("graph" in needs_of(step) for step in chain)
     found, graph, notes = take_inventory(model, example_inputs, traced=traced)
+    if frozen:
+        found = Inventory(tuple(dataclasses.replace(info, trainable=True) for info in found))
     tensors = state_tensors(model)
     request = Request(
         found, seed=seed, member=member, data=readable_again(data), loss=loss, relative=relative,
@@ -213,6 +217,8 @@ def init(
         proposal, measured = writable(proposal, step, model, found, tensors=tensors, frozen=frozen)
         if step.kind in (Kind.LOCAL, Kind.GLOBAL):  # not after what follows it, which may mean its zeros
             check_spread(measured, name)
+        if step.kind == Kind.REFINING:
+            measured = _joined(measured, changes(state_tensors(working), proposal.values))
         merged = _merge(merged, proposal, step.name)
         statistics = _joined(_joined(statistics, measured), proposal.statistics)
         if proposal.figures:
@@ -220,7 +226,7 @@ def init(
         if number + 1 < len(chain):
             working = copy.deepcopy(model) if working is model else working
             _write(state_tensors(working), proposal.values)
-    statistics = {key: row for key, row in statistics.items() if key in merged.sources}
+    statistics = {key: row for key, row in statistics.items() if key in merged.values}
     reasons = merged.kept | {info.name: f"tied to {info.tied_to}" for info in found if info.tied_to}
     kept = {key: reasons.get(key, f"not touched by {name}") for key in tensors if key not in merged.values}
     report = InitReport(

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from generators.batches import arguments_of, map_tensors, pair_of, to_device_of
-from generators.errors import DataError, ModelError
+from generators.errors import ConfigError, DataError, ModelError
 from generators.inventory import Inventory, Role
 
 HALF = (torch.float16, torch.bfloat16)
@@ -81,7 +81,7 @@ class _ComposedNorms(TorchFunctionMode):
         return COMPOSED.get(func, func)(*args, **(kwargs or {}))
 
 
-def _single(value: Tensor) -> Tensor:
+def single_precision(value: Tensor) -> Tensor:
     """Half precision as float32, the rest as it is."""
     return value.float() if value.dtype in HALF else value
 
@@ -132,9 +132,17 @@ class Functional:
 
     Attributes:
         weights: the values of the trainable parameters.
+
+    Raises:
+        ConfigError: the loss is no function.
     """
 
     def __init__(self, model: nn.Module, loss: Callable, found: Inventory, name: str) -> None:
+        if isinstance(loss, type) or not callable(loss):
+            raise ConfigError(
+                f"{name} needs a function loss(outputs, targets), got {loss!r}; pass torch.nn.functional.cross_entropy "
+                "or an instance such as torch.nn.CrossEntropyLoss()"
+            )
         with torch.inference_mode(False):
             self._model = copy.deepcopy(model).eval().requires_grad_(False)
             self._half = any(value.dtype in HALF for value in self._model.parameters())
@@ -173,7 +181,7 @@ class Functional:
         """
         inputs, targets = to_device_of(self._model, pair_of(batch, self._name))
         if self._half:
-            inputs, targets = map_tensors(_single, (inputs, targets))
+            inputs, targets = map_tensors(single_precision, (inputs, targets))
         arguments, keywords = arguments_of(inputs)
         values = {name: weights[first] for name, first in self._first.items()}
         try:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from generators.batches import map_tensors
+from generators.batches import check_iterable, map_tensors
 from generators.checking import check_model
 from generators.errors import ConfigError, DataError, ModelError, PowerhouseError
 from generators.functional import Functional, Weights, examples, size_of
@@ -151,12 +151,13 @@ def grad_cosine(
         seed: of loaders that shuffle; the global random state is neither used nor changed.
 
     Raises:
-        ConfigError: `parts` or `overlap` make no sense.
+        ConfigError: `parts` or `overlap` make no sense, or the loss is no function.
         DataError: there are no data, or a batch is no pair, too small to be cut, or does not fit the loss.
         ModelError: the model has no trainable parameter or cannot be run, or its loss is no finite, differentiable
             scalar.
     """
     check_model(model)
+    check_iterable(data)
     ranges(parts, parts, overlap)
     network = Functional(model, loss, inventory(model), "grad_cosine")
     if not network.weights:

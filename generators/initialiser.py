@@ -8,6 +8,7 @@ propose.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,6 +22,8 @@ from generators.inventory import Inventory
 
 if TYPE_CHECKING:
     from generators.graph import Graph
+
+log = logging.getLogger(__name__)
 
 
 class Kind(str, Enum):
@@ -144,7 +147,8 @@ def register(name: str, *, kind: Kind, needs: tuple[str, ...] = (), paper: str =
         summary: what it does, in a few words.
 
     Raises:
-        ConfigError: `name` is taken, or holds a character that the chain syntax needs, or a need is unknown.
+        ConfigError: `name` is taken, or holds a character that the chain syntax needs.
+        UnknownNameError: a need, or the kind.
     """
 
     def decorate(factory: Callable[[], Initialiser]) -> Callable[[], Initialiser]:
@@ -152,10 +156,12 @@ def register(name: str, *, kind: Kind, needs: tuple[str, ...] = (), paper: str =
             raise ConfigError(f"initialiser {name!r} is registered already; choose another name")
         if "+" in name or "/" in name or not name:
             raise ConfigError(f"initialiser name {name!r} must not be empty or hold '+' or '/'")
+        if kind not in list(Kind):
+            raise unknown_name("kind of an initialiser", str(kind), [known.value for known in Kind])
         unknown = [need for need in needs if need not in NEEDS]
         if unknown:
             raise unknown_name("need of an initialiser", unknown[0], NEEDS)
-        _REGISTRY[name] = (InitialiserInfo(name, kind.value, tuple(needs), paper, summary), factory)
+        _REGISTRY[name] = (InitialiserInfo(name, Kind(kind).value, tuple(needs), paper, summary), factory)
         return factory
 
     return decorate
@@ -166,7 +172,10 @@ def _registry() -> dict[str, tuple[InitialiserInfo, Callable[[], Initialiser]]]:
     for module in _BUILT_IN:
         importlib.import_module(f"generators.{module}")  # they register by being imported
     for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # whatever a foreign module raises: one that is broken must not break the others
+            log.warning("the initialisers of %s (%s) cannot be loaded: %r", entry.name, entry.value, error)
     return _REGISTRY
 
 
@@ -204,6 +213,8 @@ def resolve(spec: str | Initialiser) -> list[Initialiser]:
     from generators.published import list_generators, looks_like_location
 
     if not isinstance(spec, str):
+        if isinstance(spec, type):
+            raise ConfigError(f"expected an initialiser, got the class {spec.__name__}; pass an instance of it")
         if not isinstance(spec, Initialiser):
             raise ConfigError(f"expected an initialiser, a generator or a name, got {type(spec).__name__}")
         return [spec]
@@ -224,7 +235,7 @@ def resolve(spec: str | Initialiser) -> list[Initialiser]:
                 way_out="`python -m generators list` shows all.",
             )  # fmt: skip
     for step in chain[1:]:
-        if step.kind is not Kind.REFINING:
+        if step.kind != Kind.REFINING:
             raise ConfigError(
                 f"{step.name!r} fills every weight from nothing, so it would undo the steps before it in {spec!r}; "
                 "put it first"

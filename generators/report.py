@@ -20,7 +20,7 @@ class InitReport:
         fallbacks: tensor name -> which simpler initialiser filled it, and why.
         kept: tensor name -> why the value that was there is still there.
         statistics: tensor name -> figures measured on the written value (`std`, `target_std`, `std_ratio`, ...), and
-            what steps tell of it (`scale`, ...).
+            what refining steps did to it, the last one of those that tell: `std_before`, `std_after`, `scale`, ...
         figures: step of the chain -> figures of the step as a whole (`iterations`, `seconds`, ...).
         notes: what the user should know and no tensor carries, such as a width far outside the training range.
     """

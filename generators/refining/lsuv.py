@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
-from generators.batches import call, first_batch, inputs_of
+from generators.batches import call, first_batch, inputs_of, map_tensors
+from generators.errors import DataError
+from generators.functional import HALF, single_precision
 from generators.initialiser import Kind, Proposal, Request, register
+from generators.inventory import MATRIX_ROLES, Inventory, Role
 from generators.seeds import isolated
 
 
@@ -27,13 +30,34 @@ def _spread(output: Any) -> float:
     return output.float().std().item() if isinstance(output, Tensor) and output.numel() > 1 else math.nan
 
 
+def _layers(model: nn.Module, found: Inventory) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Name, owner and value of every weight that one layer alone owns and uses as it is stored."""
+    tied = {info.tied_to for info in found}
+    for info in found.where(Role.CONV_WEIGHT, Role.LINEAR_WEIGHT):
+        owner = model.get_submodule(info.module)
+        alone = info.trainable and not info.tied_to and info.name not in tied
+        if alone and info.name.rpartition(".")[2] == "weight" and not any(owner.children()):
+            yield info.name, owner, model.get_parameter(info.name)
+
+
+def _check_finite(inputs: Any) -> None:
+    def check(value: Tensor) -> None:
+        if value.is_floating_point() and not value.is_meta and not value.isfinite().all():
+            raise DataError("lsuv: the first batch holds NaN or infinity; pass data without them")
+
+    map_tensors(check, inputs)
+
+
 @dataclass(frozen=True)
 class LSUV:
     """Layer-sequential unit variance, in one forward pass: each layer is fixed when the pass comes by.
 
-    The pass runs on a copy in evaluation mode, so dropout is off and normalisation layers with fresh statistics hand
-    their input on. A layer that is used twice is fixed for its first use. Weights that are frozen, tied or computed
-    (weight norm) are left alone, and so is a layer whose output is constant.
+    The pass runs on a copy in evaluation mode and, of a model in half precision, in float32, so dropout is off and
+    normalisation layers with fresh statistics hand their input on. A layer that is used twice is fixed for its first
+    use. Weights that are frozen, tied, computed (weight norm) or of no layer of their own (recurrent ones, the stacked
+    projections of an attention) are left alone, and so is a layer whose output does not come within the tolerance: it
+    is constant, does not follow the size of the weight (weight standardisation), or its bias alone spreads more. Notes
+    say so.
 
     Attributes:
         tolerance: largest distance of an output's standard deviation from 1.
@@ -47,20 +71,31 @@ class LSUV:
     needs: tuple[str, ...] = ("data",)
 
     def propose(self, model: nn.Module, request: Request) -> Proposal:
-        """Rescaled weights of every convolution and linear layer that the model's forward pass calls."""
+        """Rescaled weights of the convolutions and linear layers that the model's forward pass calls.
+
+        `statistics` have the `scale` of each, its `output_std_before` and `output_std_after` and the number of
+        `divisions`; `figures` the `layers` and the `seconds`.
+        """
+        started = time.perf_counter()
         proposal = Proposal()
         work = copy.deepcopy(model).eval()
-        uses = Counter(id(value) for _, value in work.named_parameters(remove_duplicate=False))
-        for path, module in work.named_modules():
-            weight = dict(module.named_parameters(recurse=False)).get("weight")
-            if not isinstance(module, _ConvNd | nn.Linear) or weight is None:
-                continue
-            if weight.requires_grad and uses[id(weight)] == 1:
-                self._watch(f"{path}.weight" if path else "weight", module, weight, proposal)
+        half = any(value.dtype in HALF for value in work.parameters())
+        for name, module, weight in _layers(work.float() if half else work, request.inventory):
+            self._watch(name, module, weight, proposal)
         with torch.no_grad(), isolated(request.seed, self.name, request.member):
-            call(work, inputs_of(first_batch(request.data, self.name)))
-        if not proposal.values:
+            inputs = inputs_of(first_batch(request.data, self.name))
+            _check_finite(inputs)
+            call(work, map_tensors(single_precision, inputs) if half else inputs)
+        known = proposal.values.keys() | proposal.kept.keys()
+        left = [info.name for info in request.inventory.where(*MATRIX_ROLES) if info.name not in known]
+        if not known:
             proposal.notes.append("lsuv: the forward pass calls no convolution or linear layer that it could rescale")
+        elif left:
+            proposal.notes.append(
+                f"lsuv: {len(left)} matrices are as they were ({', '.join(left[:3])}{', ...' if left[3:] else ''}): "
+                "frozen, tied, computed, or of no convolution or linear layer that the forward pass calls"
+            )
+        proposal.figures = {"layers": float(len(proposal.values)), "seconds": time.perf_counter() - started}
         return proposal
 
     def _watch(self, name: str, module: nn.Module, weight: Tensor, proposal: Proposal) -> None:
@@ -69,17 +104,22 @@ class LSUV:
         def fix(module: nn.Module, arguments: tuple, keywords: dict, output: Tensor) -> Tensor | None:
             handle.remove()
             before, start = weight.clone(), _spread(output)
-            std, tries = start, 0
-            while abs(std - 1.0) > self.tolerance and tries < self.tries and math.isfinite(std) and std > 0.0:
+            std, scale, divisions = start, 1.0, 0
+            while abs(std - 1.0) > self.tolerance and divisions < self.tries and math.isfinite(std) and std > 0.0:
                 weight.div_(std)
                 output = module.forward(*arguments, **keywords)
-                std, tries = _spread(output), tries + 1
-            if not math.isfinite(std) or std <= 0.0:
+                std, scale, divisions = _spread(output), scale / std, divisions + 1
+            if not abs(std - 1.0) <= self.tolerance:  # so is NaN
                 weight.copy_(before)
-                proposal.notes.append(f"lsuv: {name} left as it was, the spread of its output is {start:.3g}")
+                proposal.kept[name] = f"lsuv left it as it was: the spread of its output is {start:.3g}"
+                proposal.kept[name] += f" and stays {std:.3g} after {divisions} divisions" if divisions else ""
+                proposal.notes.append(f"{name}: {proposal.kept[name]}")
                 return None
             proposal.values[name] = weight.clone()
             proposal.sources[name] = f"{self.name}: output std {start:.3g} -> {std:.3g}"
+            proposal.statistics[name] = {
+                "scale": scale, "divisions": float(divisions), "output_std_before": start, "output_std_after": std
+            }  # fmt: skip
             return output
 
         handle = module.register_forward_hook(fix, with_kwargs=True)

@@ -71,10 +71,6 @@ class Point:
     following: Any
 
 
-def _std(value: Tensor) -> float:
-    return value.float().std().item() if value.numel() > 1 else 0.0
-
-
 @dataclass(frozen=True)
 class ScaleOptimiser(ABC):
     """Base of the refining initialisers that fit one scale per tensor; a subclass is an objective.
@@ -131,6 +127,11 @@ class ScaleOptimiser(ABC):
         """Scaled values of every trainable tensor that is not zero."""
         started = time.perf_counter()
         network = Functional(model, cast(Callable, request.loss), request.inventory, self.name)
+        if not network.weights:
+            raise ModelError(
+                f"{self.name}: no parameter of the model is trainable, so there is nothing to scale; unfreeze some, or "
+                "pass frozen=True"
+            )
         movable = [name for name, value in network.weights.items() if value.any()]
         if not movable:
             raise ModelError(
@@ -143,10 +144,9 @@ class ScaleOptimiser(ABC):
             scales, figures = self._fit(network, movable, bounds, cast(Iterable, request.data))
         proposal = Proposal(figures={**figures, "seconds": time.perf_counter() - started})
         for name, scale in scales.items():
-            before = network.weights[name].detach()
-            proposal.values[name] = value = before * scale
+            proposal.values[name] = network.weights[name].detach() * scale
             proposal.sources[name] = f"{self.name}: scaled"
-            proposal.statistics[name] = {"scale": scale, "std_before": _std(before), "std_after": _std(value)}
+            proposal.statistics[name] = {"scale": scale}
         for name in network.weights.keys() - scales.keys():
             proposal.kept[name] = f"zero, which {self.name} cannot scale"
         if figures["gradient_norm_before"] == 0.0:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from generators.batches import (
     Replayed,
@@ -15,6 +16,7 @@ from generators.batches import (
     call,
     first_batch,
     inputs_of,
+    map_tensors,
     pair_of,
     readable_again,
     to_device_of,
@@ -84,3 +86,24 @@ def test_inputs_become_arguments() -> None:
 def test_data_without_values_cannot_be_moved() -> None:
     with pytest.raises(DataError, match="on the meta device, which has no values; pass real batches"):
         to_device_of(nn.Linear(2, 2), {"first": [torch.ones(2, device="meta")]})
+
+
+@pytest.mark.parametrize(
+    "data", [torch.zeros(4, 3), {"inputs": torch.zeros(4, 3)}, TensorDataset(torch.zeros(4, 3), torch.zeros(4))]
+)
+def test_examples_are_no_batches(data: Any) -> None:
+    """Iterating over them gives single examples, or keys, which a layer may take for a batch without a word."""
+    with pytest.raises(DataError, match=r"pass a list \[\(inputs, targets\)\] or a DataLoader"):
+        readable_again(data)
+
+
+def test_named_tuples_keep_their_kind() -> None:
+    class Batch(NamedTuple):
+        inputs: Any
+        targets: torch.Tensor
+
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)])
+    doubled = map_tensors(lambda value: value * 2, Batch(torch.ones(2), torch.zeros(2)))
+    assert isinstance(doubled, Batch) and doubled.inputs.eq(2).all()
+    moved = to_device_of(nn.Linear(1, 1), packed)
+    assert torch.equal(moved.data, packed.data) and arguments_of(moved) == ((moved,), {})

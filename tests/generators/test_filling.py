@@ -296,3 +296,25 @@ def test_report_measures_every_generated_matrix() -> None:
     assert report.statistics.keys() == matrices
     for name in matrices:
         assert report.statistics[name]["std"] == pytest.approx(state[name].std().item(), rel=1e-6)
+
+
+def test_figures_of_tensors_that_a_fallback_made() -> None:
+    """The generator leaves the output layer to He; what the next step did to it is in the report all the same."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+    report = init(model, "conv-vae-digits+lsuv", data=[torch.randn(8, 1, 8, 8, generator=torch.manual_seed(0))])
+    assert "2.weight" in report.fallbacks
+    assert report.statistics["2.weight"].keys() >= {"scale", "std_before", "std_after"}
+
+
+@pytest.mark.parametrize("spec", ["he+lsuv", "he+nio", "he+emergence"])
+def test_frozen_parameters_are_refined_if_asked(spec: str) -> None:
+    """With `frozen=True`, what `requires_grad` says makes no difference to any step of a chain."""
+    draw = torch.Generator().manual_seed(0)
+    batch = torch.randn(16, 6, generator=draw), torch.arange(16) % 3
+    free, stuck = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2))
+    stuck.requires_grad_(False)
+    for model in (free, stuck):
+        init(model, spec, data=[batch], loss=nn.functional.cross_entropy, frozen=True)
+    assert not any(value.requires_grad for value in stuck.parameters())
+    for name, value in free.named_parameters():
+        assert torch.equal(stuck.get_parameter(name), value), name

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generators.errors import DataError, ModelError
+from generators.errors import ConfigError, DataError, ModelError
 from generators.functional import Functional, cycled, examples, size_of
 from generators.inventory import inventory
 from small_digits import digits
@@ -204,3 +204,10 @@ def test_what_is_refused(batch, loss, error: type[Exception], words: str) -> Non
     network = functional(nn.Linear(64, 10), loss)
     with network.differentiable(), pytest.raises(error, match=words):
         network.gradient(_wanting_gradients(network), batch)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss, "cross_entropy", None])
+def test_a_loss_that_is_no_function(loss) -> None:
+    model = nn.Linear(4, 3)
+    with pytest.raises(ConfigError, match=r"needs a function loss\(outputs, targets\), got .*CrossEntropyLoss\(\)"):
+        Functional(model, loss, inventory(model), "nio")

@@ -105,3 +105,30 @@ def test_what_a_step_tells_is_in_the_report() -> None:
     assert report.statistics["weight"]["scale"] == 2.0 and report.statistics["weight"]["std"] > 0
     assert report.figures == {"asking": {"steps": 3.0}}
     assert "asking: steps 3" in str(report)
+
+
+def test_a_class_is_no_initialiser() -> None:
+    with pytest.raises(ConfigError, match="the class Asking; pass an instance"):
+        init(nn.Linear(4, 3), Asking)  # type: ignore[arg-type]
+
+
+def test_kinds_may_be_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initialiser, "_REGISTRY", dict(initialiser._REGISTRY))
+    worded = Asking()
+    worded.kind = "refining"  # type: ignore[assignment]
+    register("asking", kind="refining")(lambda: worded)  # type: ignore[arg-type]
+    assert "then asking" in init(nn.Linear(4, 3), "he+asking").generated["weight"]
+    with pytest.raises(UnknownNameError, match="did you mean 'refining'"):
+        register("other", kind="refine")(Asking)  # type: ignore[arg-type]
+
+
+def test_a_broken_package_of_a_third_party_is_named_and_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load() -> None:
+        raise ImportError("no module named nowhere")
+
+    entry = SimpleNamespace(name="theirs", value="nowhere:initialisers", load=load)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry] if "initialisers" in group else [])
+    init(nn.Linear(4, 3), "he")
+    assert "theirs (nowhere:initialisers) cannot be loaded" in caplog.text

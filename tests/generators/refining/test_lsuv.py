@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from generators.errors import ConfigError, DataError, ModelError
 from generators.filling import init
 from generators.refining.lsuv import LSUV
+from small_models import Forward
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,8 @@ def test_dead_layer_is_left_and_said(images: Tensor) -> None:
         model[1].weight.zero_()
     report = init(model, "lsuv", data=_batches(images))
     assert model[1].weight.eq(0).all()
-    assert "1.weight left as it was" in report.notes[0]
+    assert report.notes[0] == "1.weight: lsuv left it as it was: the spread of its output is 0"
+    assert report.kept["1.weight"] in report.notes[0]
 
 
 def test_transformer(images: Tensor) -> None:
@@ -183,3 +185,74 @@ def test_bad_data(data: list | None, error: type[Exception], words: str) -> None
     assert torch.equal(model.weight, before)
     if error is ModelError:
         assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_half_precision_takes_data_of_either_kind(images: Tensor) -> None:
+    """The pass runs in float32, so batches as a loader gives them serve a model in bfloat16 or float16."""
+    for dtype in (torch.bfloat16, torch.float16):
+        one, other = (nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)) for _ in range(2))
+        init(one.to(dtype), "he+lsuv", data=_batches(images))
+        init(other.to(dtype), "he+lsuv", data=_batches(images.to(dtype)))
+        for name, value in one.named_parameters():
+            torch.testing.assert_close(other.get_parameter(name), value, rtol=2e-2, atol=1e-3, msg=name)
+
+
+def test_the_report_has_scales_and_spreads(images: Tensor) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
+    init(model, "trunc-normal")
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    report = init(model, "lsuv", data=_batches(images))
+    for name in ("1.weight", "3.weight"):
+        row = report.statistics[name]
+        torch.testing.assert_close(before[name] * row["scale"], model.get_parameter(name).detach())
+        assert row["std_before"] == pytest.approx(before[name].std().item(), rel=1e-5)
+        assert row["std_after"] == pytest.approx(row["scale"] * row["std_before"], rel=1e-5)
+        assert row["output_std_before"] < 0.5 and abs(row["output_std_after"] - 1.0) <= 0.1 and row["divisions"] == 1
+    assert report.figures["lsuv"]["layers"] == 2 and report.figures["lsuv"]["seconds"] > 0
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation: the size of the stored weight does not matter."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._conv_forward(images, 3.0 * self.weight / self.weight.std(), self.bias)
+
+
+def test_a_layer_that_does_not_follow_is_left(images: Tensor) -> None:
+    """Ten divisions in vain would leave a weight of another order of magnitude."""
+    model = nn.Sequential(Standardised(1, 8, 3), nn.Flatten(), nn.Linear(288, 4))
+    init(model, "he")
+    before = model[0].weight.detach().clone()
+    report = init(model, "lsuv", data=_batches(images))
+    assert torch.equal(model[0].weight, before) and "2.weight" in report.generated
+    assert "stays" in report.kept["0.weight"] and any("after 10 divisions" in note for note in report.notes)
+
+
+class InputFirst(nn.Module):
+    """A linear layer that stores its weight `[inputs, outputs]`, as those of GPT-2 do."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(inputs, outputs)), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.addmm(self.bias, rows, self.weight)
+
+
+def test_layers_of_other_classes(images: Tensor) -> None:
+    """What the graph shows to be a linear layer is one."""
+    rows = images.flatten(1)
+    model = nn.Sequential(InputFirst(64, 32), nn.ReLU(), InputFirst(32, 8))
+    init(model, "xavier+lsuv", data=[rows], example_inputs=rows)
+    assert abs(model[0](rows).std().item() - 1.0) <= 0.1 and abs(model(rows).std().item() - 1.0) <= 0.1
+
+
+def test_what_it_cannot_rescale_is_said(images: Tensor) -> None:
+    model = Forward(lambda m, x: m.head(m.body(x[:, 0])[0]), body=nn.LSTM(8, 6), head=nn.Linear(6, 4))
+    report = init(model, "he+lsuv", data=_batches(images))
+    assert any("lsuv: 2 matrices are as they were (body.weight_ih_l0, body.weight_hh_l0)" in n for n in report.notes)
+
+
+def test_data_with_nan_are_refused(images: Tensor) -> None:
+    with pytest.raises(DataError, match="NaN"):
+        init(nn.Linear(8, 4), "he+lsuv", data=[images[:, 0] * torch.nan])

@@ -261,3 +261,11 @@ def test_adam_of_two_kinds() -> None:
         spread = (second / (1 - 0.99 ** (count[True] + count[False]))) ** 0.5
         expected = 0.1 * first[kind] / (1 - 0.9 ** count[kind]) / (spread + 1e-8)
         assert adam.step(torch.tensor([gradient]), constraint=kind).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [NIO(), GradInit(), MetaInit()], ids=lambda method: method.name)
+def test_a_frozen_model_is_said_to_be(method: ScaleOptimiser) -> None:
+    """Its tensors are not zero, they are not to be changed."""
+    model = nn.Linear(64, 10).requires_grad_(False)
+    with pytest.raises(ModelError, match="no parameter of the model is trainable.*frozen=True"):
+        init(model, method, data=[digits(8)], loss=F.cross_entropy)
