@@ -32,7 +32,7 @@ from tyro.conf import Positional, arg, subcommand
 
 import generators
 from generators.checkpoint import verify
-from generators.errors import CheckpointError, ConfigError, ModelError, unknown_name
+from generators.errors import CheckpointError, ConfigError, DataError, ModelError, unknown_name
 from generators.filling import init
 from generators.generator import Generator
 from generators.initialiser import list_initialisers, resolve
@@ -144,6 +144,22 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise CheckpointError(f"{file} does not fit the model: {reason}; pass its own model and arguments") from error
 
 
+def _batches(text: str) -> Any:
+    """The data that `module.path:name` names: an iterable, or what a callable gives.
+
+    Raises:
+        ConfigError: there is no such module or name in it, or the text has another form.
+        DataError: the callable fails, with its own exception as the cause.
+    """
+    found = _named(text, "data")
+    if not callable(found):
+        return found
+    try:
+        return found()
+    except Exception as error:  # whatever a foreign function raises; it is chained, not swallowed
+        raise DataError(f"data {text!r} cannot be made: {error!r}; it is called without arguments") from error
+
+
 # ---- files
 
 
@@ -238,7 +254,7 @@ class _Fill:
     input_shape: tuple[int, ...] = ()
     """shape of the model's input with the batch axis, if the tracer cannot guess it: 1 3 224 224"""
     data: str = ""
-    """for initialisers that need data: module.path:callable that gives batches (inputs, targets)"""
+    """if an initialiser needs data: module.path:name of batches (inputs, targets), or of a callable that gives them"""
     loss: str = ""
     """for initialisers that need a loss: module.path:callable, loss(outputs, targets)"""
     relative: str = ""
@@ -270,7 +286,7 @@ class _Fill:
     def _aids(self) -> dict[str, Any]:
         """The keyword arguments of `init` besides seed and member."""
         return dict(
-            data=_named(self.data, "data")() if self.data else None,
+            data=_batches(self.data) if self.data else None,
             loss=_named(self.loss, "loss") if self.loss else None,
             relative=self._relative(),
             example_inputs=torch.zeros(self.input_shape) if self.input_shape else None,

@@ -65,15 +65,21 @@ def _layer_norm(
     return _standardised(input, tuple(range(-len(normalized_shape), 0)), normalized_shape, weight, bias, eps)
 
 
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    return F.relu6(input + 3.0) / 6.0
+
+
 COMPOSED: dict[Callable, Callable] = {
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     F.layer_norm: _layer_norm,
+    F.hardsigmoid: _hardsigmoid,
 }
-"""Normalisation of elementary operations. Torch's own has no third derivative, or, of layer norm, a wrong one."""
+"""Made of elementary operations. Torch's normalisations have no third derivative, or, of layer norm, a wrong one, and
+its hard sigmoid has no second one."""
 
 
-class _ComposedNorms(TorchFunctionMode):
+class _Composed(TorchFunctionMode):
     """Inside, the operations of `COMPOSED` are replaced."""
 
     def __torch_function__(self, func: Callable, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
@@ -161,15 +167,17 @@ class Functional:
     @contextlib.contextmanager
     def differentiable(self, times: int = 2) -> Iterator[None]:
         """Inside, the loss can be differentiated `times` times, up to three, whatever the caller's modes are."""
-        recurrent = any(isinstance(module, nn.RNNBase) for module in self._model.modules())
+        recurrent, hard = (
+            any(isinstance(module, kind) for module in self._model.modules()) for kind in (nn.RNNBase, nn.Hardsigmoid)
+        )
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has one derivative
             if recurrent and torch.cuda.is_available():  # and so have cuDNN's recurrent layers
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            if times > 2:
-                stack.enter_context(_ComposedNorms())
+            if times > 2 or hard:
+                stack.enter_context(_Composed())
             yield
 
     def evaluate(self, weights: Weights, batch: Any) -> Tensor:

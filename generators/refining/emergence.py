@@ -81,7 +81,7 @@ class EmergenceInit:
             scale = self.alpha**exponent
             weight = parameters[name].detach()
             proposal.values[name] = weight.to(torch.promote_types(weight.dtype, torch.float32)) * scale
-            proposal.sources[name] = f"{self.name}: times {scale:.4g}"
+            proposal.sources[name] = f"{self.name}: scaled"
             proposal.statistics[name] = {"scale": scale}
         scales = [row["scale"] for row in proposal.statistics.values()]
         proposal.figures = {"layers": len(layers), "largest_scale": max(scales)}

@@ -116,7 +116,7 @@ class LSUV:
                 proposal.notes.append(f"{name}: {proposal.kept[name]}")
                 return None
             proposal.values[name] = weight.clone()
-            proposal.sources[name] = f"{self.name}: output std {start:.3g} -> {std:.3g}"
+            proposal.sources[name] = f"{self.name}: output std 1"
             proposal.statistics[name] = {
                 "scale": scale, "divisions": float(divisions), "output_std_before": start, "output_std_after": std
             }  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from generators.cli import main
-from generators.errors import CheckpointError, ConfigError, ModelError, PowerhouseError, UnknownNameError
+from generators.errors import CheckpointError, ConfigError, DataError, ModelError, PowerhouseError, UnknownNameError
 from generators.filling import init
 from generators.initialiser import list_initialisers
 
@@ -37,7 +37,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 3))\n"
         "def batches():\n    return [(torch.eye(4).repeat(4, 1), None)]\n"
         "def broken():\n    raise RuntimeError('no weights today')\n"
-        "number = int\n"
+        "number = int\nlisted = batches()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine_for_cli", raising=False)
@@ -202,3 +202,15 @@ def test_wrong_usage() -> None:
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2
+
+
+def test_data_are_batches_or_a_callable(model: str, tmp_path: Path) -> None:
+    """Named batches serve as what their callable gives; one that raises is told before anything is written."""
+    command = ["init", "--model", model, "--with", "he+lsuv"]
+    for name in ("listed", "batches"):
+        main([*command, "--data", f"mine_for_cli:{name}", "--out", str(tmp_path / f"{name}.safetensors")])
+    one, other = (safetensors.torch.load_file(tmp_path / f"{name}.safetensors") for name in ("listed", "batches"))
+    assert all(torch.equal(one[key], other[key]) for key in other)
+    with pytest.raises(DataError, match="mine_for_cli:broken' cannot be made: .*no weights today"):
+        main([*command, "--data", "mine_for_cli:broken", "--out", str(tmp_path / "none.safetensors")])
+    assert not (tmp_path / "none.safetensors").exists()

@@ -211,3 +211,15 @@ def test_a_loss_that_is_no_function(loss) -> None:
     model = nn.Linear(4, 3)
     with pytest.raises(ConfigError, match=r"needs a function loss\(outputs, targets\), got .*CrossEntropyLoss\(\)"):
         Functional(model, loss, inventory(model), "nio")
+
+
+def test_hard_sigmoid_has_a_second_derivative() -> None:
+    """Torch's has none, and MobileNets are full of them; the stand-in has its values and its first derivative."""
+    model = nn.Sequential(nn.Linear(64, 16), nn.Hardsigmoid(), nn.Linear(16, 10))
+    network = functional(model)
+    weights = {name: value.requires_grad_() for name, value in network.weights.items()}
+    first = torch.autograd.grad(F.cross_entropy(model(digits(8)[0]), digits(8)[1]), list(model.parameters()))
+    with network.differentiable():
+        gradient = network.gradient(weights, digits(8), graph=True)
+        assert network.derivative(gradient.square().sum(), list(weights.values())).any()
+    torch.testing.assert_close(gradient.detach(), torch.cat([part.flatten() for part in first]))
