@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
@@ -126,6 +128,12 @@ def arguments_of(inputs: Any) -> tuple[tuple, dict[str, Any]]:
     return (inputs if isinstance(inputs, tuple) and not _is_named(inputs) else (inputs,)), {}
 
 
+def in_full_precision(device_type: str) -> AbstractContextManager:
+    """Without the caller's autocast, which rounds weights and goes on with copies of those that have changed since."""
+    known = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if known else nullcontext()
+
+
 def call(model: nn.Module, inputs: Any) -> Any:
     """`model` on inputs that are one argument, a tuple of arguments, or a mapping of keyword arguments.
 
@@ -134,6 +142,7 @@ def call(model: nn.Module, inputs: Any) -> Any:
     """
     arguments, keywords = arguments_of(to_device_of(model, inputs))
     try:
-        return model(*arguments, **keywords)
+        with in_full_precision(next(model.parameters()).device.type):
+            return model(*arguments, **keywords)
     except Exception as error:  # whatever a foreign forward raises; it is chained, not swallowed
         raise ModelError(f"{type(model).__name__} cannot be run on the first batch of the data: {error}") from error

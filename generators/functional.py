@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from generators.batches import arguments_of, map_tensors, pair_of, to_device_of
+from generators.batches import arguments_of, in_full_precision, map_tensors, pair_of, to_device_of
 from generators.errors import ConfigError, DataError, ModelError
 from generators.inventory import Inventory, Role
 
@@ -173,6 +173,7 @@ class Functional:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(in_full_precision(next(self._model.parameters()).device.type))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has one derivative
             if recurrent and torch.cuda.is_available():  # and so have cuDNN's recurrent layers
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from generators.batches import in_full_precision
 from generators.errors import ConfigError
 from generators.generator import Generator
 from generators.ghn.codes import Noise, noise_stream, with_codes
@@ -184,7 +184,7 @@ class GHN(Generator):
         Raises:
             ConfigError: the codes of the request do not fit.
         """
-        with _in_full_precision(self.device.type):
+        with in_full_precision(self.device.type):
             return self._propose_stack(model, request, members)
 
     def _propose_stack(self, model: nn.Module, request: Request, members: range) -> Proposal:
@@ -263,9 +263,3 @@ class GHN(Generator):
                 f"{self.name} was trained on layers of up to {self.config.widest} channels; this model has {widest}"
             )
         return proposal
-
-
-def _in_full_precision(device_type: str) -> AbstractContextManager:
-    """Autocast that the caller may have switched on would round the weights."""
-    known = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if known else nullcontext()

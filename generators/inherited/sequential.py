@@ -105,8 +105,9 @@ def units_of(model: nn.Module, whose: str) -> list[Unit]:
             if units:
                 units[-1].flat = True
         elif type(module) is not nn.Sequential and not isinstance(module, SILENT):
+            what = type(module).__name__ if any(module.children()) else module
             raise ConfigError(
-                f"layer-fusion cannot work with {path or 'the whole'} of {whose}, {module}; it takes {ACCEPTED}"
+                f"layer-fusion cannot work with {path or 'the whole'} of {whose}, {what}; it takes {ACCEPTED}"
             )
     return units
 

@@ -98,7 +98,7 @@ def projections(graph: Graph, node: Node, weights: _Weights) -> tuple[Rows, Rows
         return first, second, third
     width, rest = divmod(weights.shape(names[0])[0], 3)
     if rest or node.attributes.get("values_at") != 2 * width:
-        raise _Unclear("query, key and value are not thirds of one projection")
+        raise _Unclear("nothing shows that query, key and value are thirds of one projection (a cache hides it)")
     first, second, third = (Rows(names[0], part * width, (part + 1) * width) for part in range(3))
     return first, second, third
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -142,12 +143,15 @@ def test_tied_frozen_and_half_precision_weights() -> None:
     torch.testing.assert_close(gradient["0.weight"], reference[0].weight.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, partial(torch.autocast, "cpu", torch.bfloat16)])
 def test_modes_of_the_caller(mode) -> None:
+    model = nn.Linear(64, 10)
+    expected = torch.autograd.grad(F.cross_entropy(model(digits(8)[0]), digits(8)[1]), list(model.parameters()))
     with mode():
-        network = functional(nn.Linear(64, 10))
+        network = functional(model)
         with network.differentiable():
-            assert network.gradient(_wanting_gradients(network), digits(8)).isfinite().all()
+            gradient = network.gradient(_wanting_gradients(network), digits(8))
+    torch.testing.assert_close(gradient, torch.cat([part.flatten() for part in expected]))
 
 
 def test_cutting_batches() -> None:

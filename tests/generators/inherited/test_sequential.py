@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from generators.errors import ConfigError
 from generators.inherited.sequential import groups_of, units_of
 from small_models import sequential_conv_net as conv_net
 from small_models import sequential_mlp as mlp
@@ -26,3 +27,10 @@ from small_models import sequential_mlp as mlp
 def test_which_layers_become_one(relative: nn.Module, model: nn.Module, wanted: list[int]) -> None:
     groups = groups_of(units_of(relative, "relative"), units_of(model, "model"))
     assert [len(group) for group in groups] == wanted
+
+
+def test_a_refused_model_is_named_not_printed() -> None:
+    """A whole ResNet in a message would hide what is wrong."""
+    model = nn.ModuleList([nn.Linear(2, 2) for _ in range(50)])
+    with pytest.raises(ConfigError, match=r"the whole of the model, ModuleList; it takes"):
+        units_of(model, "the model")

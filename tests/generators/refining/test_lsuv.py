@@ -256,3 +256,13 @@ def test_what_it_cannot_rescale_is_said(images: Tensor) -> None:
 def test_data_with_nan_are_refused(images: Tensor) -> None:
     with pytest.raises(DataError, match="NaN"):
         init(nn.Linear(8, 4), "he+lsuv", data=[images[:, 0] * torch.nan])
+
+
+def test_autocast_of_the_caller_makes_no_difference(images: Tensor) -> None:
+    """It would round the outputs, and hand out a copy of each weight that was made before the division."""
+    one, other = (nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)) for _ in range(2))
+    init(one, "he+lsuv", data=_batches(images))
+    with torch.autocast("cpu", torch.bfloat16):
+        init(other, "he+lsuv", data=_batches(images))
+    for name, value in one.named_parameters():
+        assert torch.equal(other.get_parameter(name), value), name

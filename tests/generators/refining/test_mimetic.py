@@ -215,7 +215,7 @@ def _computed() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (_interleaved, "not thirds"),
+        (_interleaved, "nothing shows that query, key and value are thirds"),
         (_between_channels, "compare channels"),
         (_normalised, "do not feed them directly"),
         (_shared_keys, "differ in width"),
