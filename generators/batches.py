@@ -71,11 +71,13 @@ def inputs_of(batch: Any) -> Any:
 
 
 def pair_of(batch: Any, name: str) -> tuple[Any, Any]:
-    """Inputs and targets of a batch, for the initialiser `name`.
+    """Inputs and targets of a batch, for the initialiser `name`; a mapping is both, for losses that look into it.
 
     Raises:
         DataError: the batch has another form.
     """
+    if isinstance(batch, Mapping):
+        return batch, batch
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         count = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
         raise DataError(

@@ -222,7 +222,8 @@ def init(
         merged = _merge(merged, proposal, step.name)
         statistics = _joined(_joined(statistics, measured), proposal.statistics)
         if proposal.figures:
-            figures[step.name] = proposal.figures
+            again = sum(each.name == step.name for each in chain[: number + 1])
+            figures[f"{step.name} ({again})" if again > 1 else step.name] = proposal.figures
         if number + 1 < len(chain):
             working = copy.deepcopy(model) if working is model else working
             _write(state_tensors(working), proposal.values)

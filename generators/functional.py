@@ -164,18 +164,24 @@ class Functional:
         self._first = {info.name: info.tied_to or info.name for info in used}
         self.weights: Weights = {info.name: values[info.name].detach() for info in used if not info.tied_to}
 
+    def _has(self, kind: type[nn.Module]) -> bool:
+        return any(isinstance(module, kind) for module in self._model.modules())
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether the model has torch's recurrent layers."""
+        return self._has(nn.RNNBase)
+
     @contextlib.contextmanager
     def differentiable(self, times: int = 2) -> Iterator[None]:
         """Inside, the loss can be differentiated `times` times, up to three, whatever the caller's modes are."""
-        recurrent, hard = (
-            any(isinstance(module, kind) for module in self._model.modules()) for kind in (nn.RNNBase, nn.Hardsigmoid)
-        )
+        hard = self._has(nn.Hardsigmoid)
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(in_full_precision(next(self._model.parameters()).device.type))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has one derivative
-            if recurrent and torch.cuda.is_available():  # and so have cuDNN's recurrent layers
+            if self.recurrent and torch.cuda.is_available():  # and so have cuDNN's recurrent layers
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             if times > 2 or hard:
                 stack.enter_context(_Composed())

@@ -23,6 +23,7 @@ from generators.batches import check_iterable, map_tensors
 from generators.checking import check_model
 from generators.errors import ConfigError, DataError, ModelError, PowerhouseError
 from generators.functional import Functional, Weights, examples, size_of
+from generators.initialiser import Request
 from generators.inventory import inventory
 from generators.seeds import isolated
 
@@ -126,6 +127,8 @@ def example_figures(network: Functional, weights: Weights, batch: Any) -> tuple[
     """`cosine_and_norms` of the gradients of the examples of a batch, the fast way where the model allows it."""
     ranges(size_of(batch), 2, 0.0)
     network.loss(weights, batch)  # what is wrong with model, loss or data is told of the batch, not of an example
+    if network.recurrent:  # torch has no batching rule, and warns of it
+        return _of_examples(_by_loop(network, weights, batch))
     try:
         return _of_examples(_by_vmap(network, weights, batch))
     except (RuntimeError, ValueError, PowerhouseError):  # control flow by values, operations without a batching rule
@@ -178,3 +181,17 @@ def grad_cosine(
         gradient_norm=torch.cat(norms).mean().item(),
         norms=tuple(tuple(row.tolist()) for row in norms),
     )
+
+
+def gradient_figures(model: nn.Module, batch: Any, request: Request, when: str) -> dict[str, float]:
+    """`grad_cosine_<when>` and `gradient_norm_<when>` of a model on a batch, for reports.
+
+    Empty if the request has no loss, or if gradients cannot be had: an initialiser that needs none works all the same.
+    """
+    if request.loss is None:
+        return {}
+    try:
+        found = grad_cosine(model, [batch], request.loss, seed=request.seed)
+    except PowerhouseError:
+        return {}
+    return {f"grad_cosine_{when}": found.cosine, f"gradient_norm_{when}": found.gradient_norm}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from generators.batches import call, first_batch, inputs_of, map_tensors
 from generators.errors import DataError
 from generators.functional import HALF, single_precision
+from generators.gradients import gradient_figures
 from generators.initialiser import Kind, Proposal, Request, register
 from generators.inventory import MATRIX_ROLES, Inventory, Role
 from generators.seeds import isolated
@@ -74,7 +75,8 @@ class LSUV:
         """Rescaled weights of the convolutions and linear layers that the model's forward pass calls.
 
         `statistics` have the `scale` of each, its `output_std_before` and `output_std_after` and the number of
-        `divisions`; `figures` the `layers` and the `seconds`.
+        `divisions`; `figures` the `layers` and the `seconds`, and, where a loss is given that can be differentiated,
+        GradCosine and gradient norm on the batch before and after.
         """
         started = time.perf_counter()
         proposal = Proposal()
@@ -82,10 +84,13 @@ class LSUV:
         half = any(value.dtype in HALF for value in work.parameters())
         for name, module, weight in _layers(work.float() if half else work, request.inventory):
             self._watch(name, module, weight, proposal)
-        with torch.no_grad(), isolated(request.seed, self.name, request.member):
-            inputs = inputs_of(first_batch(request.data, self.name))
+        with isolated(request.seed, self.name, request.member):
+            batch = first_batch(request.data, self.name)
+            before = gradient_figures(model, batch, request, "before")
+            inputs = inputs_of(batch)
             _check_finite(inputs)
-            call(work, map_tensors(single_precision, inputs) if half else inputs)
+            with torch.no_grad():
+                call(work, map_tensors(single_precision, inputs) if half else inputs)
         known = proposal.values.keys() | proposal.kept.keys()
         left = [info.name for info in request.inventory.where(*MATRIX_ROLES) if info.name not in known]
         if not known:
@@ -95,7 +100,10 @@ class LSUV:
                 f"lsuv: {len(left)} matrices are as they were ({', '.join(left[:3])}{', ...' if left[3:] else ''}): "
                 "frozen, tied, computed, or of no convolution or linear layer that the forward pass calls"
             )
-        proposal.figures = {"layers": float(len(proposal.values)), "seconds": time.perf_counter() - started}
+        proposal.figures = {
+            "layers": float(len(proposal.values)), **before, **gradient_figures(work, batch, request, "after"),
+            "seconds": time.perf_counter() - started,
+        }  # fmt: skip
         return proposal
 
     def _watch(self, name: str, module: nn.Module, weight: Tensor, proposal: Proposal) -> None:

@@ -60,7 +60,9 @@ def test_parts_of_a_batch() -> None:
     inputs, targets = torch.zeros(2, 3), torch.ones(2)
     assert inputs_of((inputs, targets)) is inputs and inputs_of(inputs) is inputs
     assert pair_of([inputs, targets], "nio") == (inputs, targets)
-    for wrong in (inputs, (inputs,), (inputs, targets, targets), {"inputs": inputs}):
+    both = {"inputs": inputs, "labels": targets}
+    assert pair_of(both, "nio") == (both, both)
+    for wrong in (inputs, (inputs,), (inputs, targets, targets)):
         with pytest.raises(DataError, match=r"nio needs batches \(inputs, targets\)"):
             pair_of(wrong, "nio")
 

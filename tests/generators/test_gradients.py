@@ -154,3 +154,41 @@ def test_what_is_refused(data: list, settings: dict, error: type[Exception], wor
 def test_frozen_models_have_no_gradient() -> None:
     with pytest.raises(ModelError, match="no parameter of the model is trainable"):
         generators.grad_cosine(deep_mlp(1).requires_grad_(False), digit_batches(8, 8), F.cross_entropy)
+
+
+def test_recurrent_layers_are_taken_example_by_example_without_a_warning() -> None:
+    """Warnings are errors here; torch has no batching rule for recurrent layers and would say so."""
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.lstm(images.flatten(1).unflatten(1, (8, 8)))[0][:, -1])
+
+    (batch,) = digit_batches(4, 4)
+    found = generators.grad_cosine(Reader(), [batch], F.cross_entropy, per_sample=True)
+    assert len(found.norms[0]) == 4 and -1 <= found.cosine <= 1
+    assert found.gradient_norm > 0
+
+
+def test_batches_that_are_mappings_with_a_loss_that_looks_into_them() -> None:
+    """As the models of transformers have it: labels among the inputs, the loss among the outputs."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+
+        def forward(self, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            logits = self.layer(pixels.flatten(1))
+            return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+    (batch,), model = digit_batches(8, 8), Own()
+    inside = generators.grad_cosine(
+        model, [{"pixels": batch[0], "labels": batch[1]}], lambda outputs, _: outputs["loss"]
+    )
+    plain = nn.Sequential(nn.Flatten(), model.layer)
+    outside = generators.grad_cosine(plain, [batch], F.cross_entropy)
+    assert inside.cosine == pytest.approx(outside.cosine, rel=1e-5)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from generators.errors import ConfigError, DataError, ModelError
 from generators.filling import init
+from generators.gradients import grad_cosine
 from generators.refining.lsuv import LSUV
 from small_models import Forward
 
@@ -209,6 +210,27 @@ def test_the_report_has_scales_and_spreads(images: Tensor) -> None:
         assert row["std_after"] == pytest.approx(row["scale"] * row["std_before"], rel=1e-5)
         assert row["output_std_before"] < 0.5 and abs(row["output_std_after"] - 1.0) <= 0.1 and row["divisions"] == 1
     assert report.figures["lsuv"]["layers"] == 2 and report.figures["lsuv"]["seconds"] > 0
+
+
+def test_with_a_loss_the_report_tells_what_gradients_became(images: Tensor) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    init(model, "trunc-normal")
+    batches = [(images, torch.arange(len(images)) % 10)]
+    before = grad_cosine(model, batches, nn.functional.cross_entropy)
+    figures = init(model, "lsuv", data=batches, loss=nn.functional.cross_entropy).figures["lsuv"]
+    after = grad_cosine(model, batches, nn.functional.cross_entropy)
+    for when, found in (("before", before), ("after", after)):
+        assert figures[f"grad_cosine_{when}"] == pytest.approx(found.cosine, rel=1e-4)
+        assert figures[f"gradient_norm_{when}"] == pytest.approx(found.gradient_norm, rel=1e-4)
+    assert figures["gradient_norm_after"] > 5 * figures["gradient_norm_before"]
+    unusable = init(model, "lsuv", data=batches, loss=lambda outputs, targets: outputs).figures["lsuv"]
+    assert unusable.keys() == {"layers", "seconds"}  # it needs no loss, so a bad one does not stop it
+
+
+def test_two_steps_of_a_name_tell_their_figures_apart(images: Tensor) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
+    report = init(model, "he+lsuv+rewire+lsuv", data=_batches(images))
+    assert report.figures.keys() == {"lsuv", "rewire", "lsuv (2)"}
 
 
 class Standardised(nn.Conv2d):
