@@ -10,12 +10,14 @@ submitit keeps a pickle and two logs per job in a folder of its own; nothing in 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,6 +55,24 @@ def _value(text: Any) -> Any:
         return json.loads(text) if isinstance(text, str) else text
     except ValueError:
         return text
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Inside, processes are started such that SIGINT ends them.
+
+    submitit cancels the jobs of its local cluster by SIGINT. Where this process ignores it, as what a script runs in
+    the background does, they would inherit that and stay.
+    """
+    main = threading.current_thread() is threading.main_thread()  # no other may set signal handlers
+    ignored = main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Slice:
@@ -161,7 +181,7 @@ class Submitit(Executor):
         array = self._array(self._logs or attempts[0].folder / LOGS, device=attempts[0].device)
         number = min(len(attempts), SLICES * self._workers)
         slices = [Slice(attempts[first::number], (), self._grace) for first in range(number)]  # of about equal cost
-        with array.batch():
+        with _interruptible(), array.batch():
             submitted = [array.submit(each) for each in slices]
         running = list(zip(submitted, slices, strict=True))
         unseen = {path_of(attempt.folder, attempt.task.id): attempt.task.id for attempt in attempts}

@@ -6,12 +6,14 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from collect import executors
+from collect import executors, unfinished
+from collect.durable import _is_running
 from collect.executors import make
 from collect.executors.attempt import Attempt, Elsewhere
 from collect.executors.submitit import Slice, Submitit
@@ -19,8 +21,10 @@ from collect.perform import Outcome
 from collect.plan import plan
 from collect.recipe import Recipe
 from collect.runner import collect
+from collect.workers import GRACE_SECONDS
 from collect.zoo import scan
 from collect.zoo_file import verify
+from generators.commandline import Interrupted
 from generators.errors import ConfigError
 
 submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install 'powerhouse-init[slurm]'")
@@ -68,6 +72,36 @@ def test_a_preempted_job_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert not list(folder.glob(".*")) and not (folder / "unfinished").exists()
     headers, bad = scan(folder)  # submitit's files are in nobody's way
     assert len(headers) == 3 and not bad
+
+
+def test_a_cancelled_job_ends_where_this_process_ignores_interrupts(tmp_path: Path) -> None:
+    """What a shell's script runs in the background ignores SIGINT, and submitit cancels its local jobs by that."""
+    task = plan([replace(SLOW, epochs=100_000)], runs=1)[0]
+    executor = make("submitit", workers=1, cluster="local", poll=0.2)
+    working: list[int] = []
+
+    def cancel() -> None:
+        end = time.monotonic() + 60
+        while not (claims := list(tmp_path.glob(".*.h5.claim@*"))) and time.monotonic() < end:
+            time.sleep(0.02)
+        working.extend(int(claim.name.split("@")[2].removesuffix(".tmp")) for claim in claims)
+        executor.cancel()
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        with pytest.raises(Interrupted):
+            collect([task], tmp_path, executor=executor)
+        thread.join()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    end = time.monotonic() + GRACE_SECONDS  # submitit kills what does not end at once; the worker saves and follows
+    while _is_running(*working) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert len(working) == 1 and not _is_running(working[0])
+    assert unfinished.path_of(tmp_path, task.id).exists()
 
 
 def test_what_is_queued_again_is_what_is_left(tmp_path: Path) -> None:
