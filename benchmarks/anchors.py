@@ -21,7 +21,7 @@ from typing import Annotated
 import torch
 import tyro
 
-sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
+sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Path(place) != Path(__file__).parent)]
 
 from collect.durable import durable  # noqa: E402
 from collect.plan import plan, sweep  # noqa: E402

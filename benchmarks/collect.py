@@ -13,17 +13,14 @@ thread; ratios are taken within a round of both sides, and the median over round
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be this file
+sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Path(place) != Path(__file__).parent)]
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -33,12 +30,11 @@ from rich.table import Table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import generators  # noqa: E402
+from benchmarks.measuring import cpu_seconds, store  # noqa: E402
 from collect import architectures, training  # noqa: E402
 from collect.data import ImageSet, Split, load  # noqa: E402
-from collect.durable import durable  # noqa: E402
 from collect.memory import keep_freed_memory  # noqa: E402
 from collect.population import Population, train  # noqa: E402
-from collect.provenance import provenance  # noqa: E402
 from collect.recipe import Recipe  # noqa: E402
 from collect.stacked import CALIBRATION_IMAGES  # noqa: E402
 from generators.commandline import run  # noqa: E402
@@ -68,12 +64,6 @@ class Size:
 
 
 QUICK = Size(rounds=3, epochs=2, others=OTHERS[:1], other_epochs=1, networks=32, steps=1, variants=tuple(VARIANTS)[2:3])
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 def median_ratio(slow: list[float], fast: list[float]) -> float:
@@ -273,10 +263,8 @@ def benchmark(*, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: 
             f"{min(ratios):.2f} to {max(ratios):.2f}", "1",
         )  # fmt: skip
     figures["resnet20_speedup"] = median_ratio(seconds["plain"], seconds[size.variants[-1]])
-    figures["load_average"] = os.getloadavg()[0]
     Console(soft_wrap=True).print(table)
-    with durable(json_file) as temporary:
-        temporary.write_text(json.dumps({**figures, **provenance()}, indent=1, sort_keys=True))
+    store(json_file, figures)
 
 
 if __name__ == "__main__":

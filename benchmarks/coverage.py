@@ -16,7 +16,6 @@ for one that is not covered `reason/MODEL`, a text. Times are processor seconds.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import sys
 import time
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 # Or `collect` would be the benchmark of that name beside this file.
-sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]
+sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Path(place) != Path(__file__).parent)]
 
 import torch  # noqa: E402
 import torchvision  # noqa: E402
@@ -40,8 +39,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn.modules.batchnorm import _NormBase  # noqa: E402
 
 import generators  # noqa: E402
-from collect.durable import durable  # noqa: E402
-from collect.provenance import provenance  # noqa: E402
+from benchmarks.measuring import store  # noqa: E402
 from generators.commandline import Interrupted, progress, run  # noqa: E402
 from generators.errors import unknown_name  # noqa: E402
 from generators.graph import trace  # noqa: E402
@@ -415,8 +413,7 @@ def benchmark(
         if outcome.reason:
             table.add_row(outcome.name, outcome.reason)
     Console(soft_wrap=True).print(table)
-    with durable(json_file) as temporary:
-        temporary.write_text(json.dumps({**provenance(), "ghn": GHN, **figures}, indent=1, sort_keys=True))
+    store(json_file, figures, ghn=GHN)
 
 
 if __name__ == "__main__":

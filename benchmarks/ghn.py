@@ -17,20 +17,17 @@ Prints a table and writes its figures as flat JSON with machine, versions and co
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
+sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Path(place) != Path(__file__).parent)]
 
 import torch  # noqa: E402
 import torchvision  # noqa: E402
@@ -40,9 +37,8 @@ from rich.table import Table  # noqa: E402
 from torch import nn  # noqa: E402
 
 import generators  # noqa: E402
+from benchmarks.measuring import Peak, cpu_seconds, in_process, store  # noqa: E402
 from collect.architectures import build  # noqa: E402
-from collect.durable import durable  # noqa: E402
-from collect.provenance import provenance  # noqa: E402
 from generators import init, trace  # noqa: E402
 from generators.commandline import run  # noqa: E402
 from generators.ghn.config import GHNConfig  # noqa: E402
@@ -103,20 +99,6 @@ def peer(folder: Path) -> tuple[nn.Module, Callable[[nn.Module], object], Callab
     return ghn, graph, fill
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU time of this process for `work`."""
-    gc.collect()
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def memory(field: str) -> int:
-    """Bytes of this process as Linux counts them: `VmRSS` now, `VmHWM` at the most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
 def one_side(model_name: str, rounds: int, measured: int, side: str) -> dict[str, float]:
     """The figures of one side for one model: `ours`, `noise`, `trained:NAME`, or the folder of the peer."""
     torch.set_num_threads(1)
@@ -130,11 +112,9 @@ def one_side(model_name: str, rounds: int, measured: int, side: str) -> dict[str
     fill(torchvision.models.get_model("squeezenet1_1", weights=None))  # imports, caches of the library
     model = torchvision.models.get_model(model_name, weights=None)
     size = sum(value.nbytes for each in (ghn, model) for value in each.parameters())
-    gc.collect()
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    peak = Peak()
     totals = [cpu_seconds(lambda: fill(model))]
-    figures = {"peak_extra_ratio": (memory("VmHWM") - before) / size}
+    figures = {"peak_extra_ratio": peak.rise() / size}
     graphs = []
     for _ in range(rounds):
         graphs.append(cpu_seconds(lambda: graph(model)))
@@ -150,7 +130,7 @@ def encoder_seconds(ghn: GHN, model: nn.Module, rounds: int = 7) -> float:
     """One pass of the encoder over the node table of `model`, which is made before."""
     table = ghn.plan(model).table
     ghn.encoder(table)
-    return statistics.median(cpu_seconds(lambda: ghn.encoder(table)) for _ in range(rounds))
+    return cpu_seconds(lambda: ghn.encoder(table), rounds)
 
 
 def worth(model: nn.Module, count: int) -> dict[str, float]:
@@ -175,15 +155,6 @@ def worth(model: nn.Module, count: int) -> dict[str, float]:
     }
 
 
-def in_process(model_name: str, rounds: int, measured: int, side: str) -> dict[str, float]:
-    """`one_side` in a fresh interpreter."""
-    command = [sys.executable, __file__, "one-side", model_name, str(rounds), str(measured), side]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        raise RuntimeError(f"{model_name}, {side}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 # ---- all figures -------------------------------------------------------------------------------------------------
 
 
@@ -191,8 +162,8 @@ def hundred_members(rounds: int) -> dict[str, float]:
     """CPU seconds of one member of a small ResNet and of a hundred."""
     ghn, model = GHN(replace(NOISE, classes=10)), build(SMALL_NETWORK, shape=(3, 32, 32), classes=10)
     ghn.sample(model, 1)
-    one = statistics.median(cpu_seconds(lambda: ghn.sample(model, 1)) for _ in range(3 * rounds))
-    many = statistics.median(cpu_seconds(lambda: ghn.sample(model, HUNDRED)) for _ in range(rounds))
+    one = cpu_seconds(lambda: ghn.sample(model, 1), 3 * rounds)
+    many = cpu_seconds(lambda: ghn.sample(model, HUNDRED), rounds)
     return {"sample1_s": one, "sample100_s": many, "sample100_ratio": many / one}
 
 
@@ -217,7 +188,7 @@ def measure_all(size: Size, folder: Path | None, trained: str) -> dict[str, floa
         sides["peer_"] = str(folder.resolve())
     for name in size.models:
         for prefix, side in sides.items():
-            for key, value in in_process(name, size.rounds, size.measured, side).items():
+            for key, value in in_process(__file__, name, size.rounds, size.measured, side).items():
                 figures[f"{prefix}{key}/{name}"] = value
     keys = {key.partition("/")[0] for key in figures}
     if folder:
@@ -261,11 +232,7 @@ def benchmark(
     console = Console(soft_wrap=True)
     for table in tables(figures, size.models):
         console.print(table)
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    with durable(json_file) as temporary:
-        temporary.write_text(
-            json.dumps({**provenance(), "load_average": os.getloadavg()[0], **figures}, indent=1, sort_keys=True)
-        )
+    store(json_file, figures)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,8 @@ https://github.com/SamsungSAILMontreal/ghn3, which needs ppuda and what that nee
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,18 +23,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
+sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Path(place) != Path(__file__).parent)]
 
 import torch  # noqa: E402
 import tyro  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from benchmarks.measuring import Peak, in_process, show, store  # noqa: E402
 from collect.architectures import build  # noqa: E402
 from collect.data import ImageSet, load  # noqa: E402
-from collect.durable import durable  # noqa: E402
-from collect.provenance import provenance  # noqa: E402
 from generators.commandline import run  # noqa: E402
 from generators.ghn.config import GHNConfig  # noqa: E402
 from generators.ghn.ghn import GHN  # noqa: E402
@@ -126,44 +120,27 @@ def peer_step(folder: Path, names: tuple[str, ...], data: ImageSet) -> Step:
     return step
 
 
-def memory(field: str) -> int:
-    """Bytes of this process as Linux counts them: `VmRSS` now, `VmHWM` at the most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
 def one_side(side: str, rounds: int, names: tuple[str, ...]) -> dict[str, float]:
     """The figures of `ours` or of the peer in a folder."""
     torch.set_num_threads(1)
     data = images()
     step = our_step(names, data) if side == "ours" else peer_step(Path(side), names, data)
-    gc.collect()
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    peak = Peak()
     seconds, shares = [], []
     for turn in range(rounds + 1):
         start = time.process_time()
         own = step(turn)
         seconds.append(time.process_time() - start)
         shares.append(own / seconds[-1])
-    figures = {"train_step_s": statistics.median(seconds[1:]), "train_peak_bytes": memory("VmHWM") - before}
+    figures = {"train_step_s": statistics.median(seconds[1:]), "train_peak_bytes": peak.rise()}
     return figures | ({"train_ghn_share": statistics.median(shares[1:])} if side == "ours" else {})
-
-
-def in_process(side: str, rounds: int, names: tuple[str, ...]) -> dict[str, float]:
-    """`one_side` in a fresh interpreter."""
-    command = [sys.executable, __file__, "one-side", side, str(rounds), *names]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        raise RuntimeError(f"{side}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_all(names: tuple[str, ...], rounds: int, folder: Path | None) -> dict[str, float]:
     """All figures, and those of ours in units of the peer's."""
-    figures = in_process("ours", rounds, names)
+    figures = in_process(__file__, "ours", rounds, *names)
     if folder:
-        theirs = in_process(str(folder.resolve()), rounds, names)
+        theirs = in_process(__file__, folder.resolve(), rounds, *names)
         figures |= {f"peer_{key}": value for key, value in theirs.items()}
         figures["train_step_speedup"] = theirs["train_step_s"] / figures["train_step_s"]
         figures["train_peak_ratio"] = figures["train_peak_bytes"] / theirs["train_peak_bytes"]
@@ -185,14 +162,8 @@ def benchmark(
     """
     names = QUICK if quick else architectures
     figures = measure_all(names, rounds, peer)
-    table = Table("figure", "value")
-    for key, value in figures.items():
-        table.add_row(key, f"{value:.3g}")
-    Console(soft_wrap=True).print(table)
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    with durable(json_file) as temporary:
-        facts = {**provenance(), "load_average": os.getloadavg()[0], "architectures": names, **figures}
-        temporary.write_text(json.dumps(facts, indent=1, sort_keys=True))
+    show(figures)
+    store(json_file, figures, architectures=names)
 
 
 if __name__ == "__main__":

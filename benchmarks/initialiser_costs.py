@@ -8,29 +8,21 @@ thread), the rewiring of a ResNet-50 in CPU seconds, and LSUV of a ResNet-50 in 
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
+sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Path(place) != Path(__file__).parent)]
 
 import torch  # noqa: E402
 import torchvision  # noqa: E402
 import tyro  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from benchmarks.measuring import cpu_seconds, plain_step, show, store  # noqa: E402
 from collect.architectures import build  # noqa: E402
-from collect.durable import durable  # noqa: E402
-from collect.provenance import provenance  # noqa: E402
 from generators import init  # noqa: E402
 from generators.commandline import run  # noqa: E402
 from generators.refining.gradinit import GradInit  # noqa: E402
@@ -38,28 +30,6 @@ from generators.refining.metainit import MetaInit  # noqa: E402
 from generators.refining.nio import NIO  # noqa: E402
 
 BATCH = 128
-
-
-def cpu_seconds(work: Callable[[], object], rounds: int = 3) -> float:
-    """Median CPU time of this process for `work`."""
-    taken = []
-    for _ in range(rounds):
-        start = time.process_time()
-        work()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
-
-
-def plain_step(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> Callable[[], object]:
-    """A training step as everyone writes it: forward, backward, SGD."""
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-
-    def step() -> None:
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
-        optimiser.step()
-
-    return step
 
 
 def cost_figures(quick: bool) -> dict[str, float]:
@@ -100,14 +70,8 @@ def benchmark(*, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: 
         quick: Fewer iterations and rounds.
     """
     figures = cost_figures(quick)
-    table = Table("figure", "value")
-    for key, value in figures.items():
-        table.add_row(key, f"{value:.3g}")
-    Console(soft_wrap=True).print(table)
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    with durable(json_file) as temporary:
-        facts = {**provenance(), "load_average": os.getloadavg()[0]}
-        temporary.write_text(json.dumps(facts | figures, indent=1, sort_keys=True))
+    show(figures)
+    store(json_file, figures)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,14 @@ steps is compared at step 200 with what it reaches at its step 100.
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
+sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Path(place) != Path(__file__).parent)]
 
 import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
@@ -38,11 +34,10 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from torch import nn  # noqa: E402
 
+from benchmarks.measuring import cpu_seconds, plain_step, store  # noqa: E402
 from collect.architectures import build  # noqa: E402
 from collect.data import ImageSet, load  # noqa: E402
-from collect.durable import durable  # noqa: E402
 from collect.plan import plan, sweep  # noqa: E402
-from collect.provenance import provenance  # noqa: E402
 from collect.recipe import Recipe  # noqa: E402
 from collect.runner import collect  # noqa: E402
 from generators import init  # noqa: E402
@@ -134,28 +129,6 @@ def first_batches(images: ImageSet) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(*(part.split(INIT_BATCH) for part in parts), strict=True))
 
 
-def cpu_seconds(work: Callable[[], object], rounds: int = 3) -> float:
-    """Median CPU time of this process for `work`."""
-    taken = []
-    for _ in range(rounds):
-        start = time.process_time()
-        work()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
-
-
-def plain_step(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> Callable[[], object]:
-    """A training step as everyone writes it: forward, backward, SGD."""
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-
-    def step() -> None:
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
-        optimiser.step()
-
-    return step
-
-
 def cost_in_steps(study: Study, images: ImageSet, chain: str) -> float:
     """CPU seconds of `generators.init` in units of a training step."""
     data = first_batches(images)
@@ -165,7 +138,7 @@ def cost_in_steps(study: Study, images: ImageSet, chain: str) -> float:
     filled()
     step = plain_step(model, data[0])
     step()
-    return cpu_seconds(filled, 1) / cpu_seconds(step, 5)
+    return cpu_seconds(filled) / cpu_seconds(step, 5)
 
 
 # ---- what it is worth
@@ -301,10 +274,7 @@ def benchmark(
         (out / f"{name}.png").write_bytes(picture(name, known[name], found))
         figures |= found
     (out / "initialisers.md").write_text(markdown(names, known, figures))
-    facts = {**provenance(), "load_average": os.getloadavg()[0], "data": Path(data).stem}
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    with durable(json_file) as temporary:
-        temporary.write_text(json.dumps(facts | figures, indent=1, sort_keys=True))
+    store(json_file, figures, data=Path(data).stem)
 
 
 if __name__ == "__main__":

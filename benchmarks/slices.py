@@ -12,9 +12,7 @@ interleaved rounds. GB are 10^9 bytes.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
 import sys
 import tempfile
@@ -29,17 +27,14 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
+sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Path(place) != Path(__file__).parent)]
 
+from benchmarks.measuring import show, store  # noqa: E402
 from collect import data, zoo_file  # noqa: E402
-from collect.durable import durable  # noqa: E402
 from collect.memory import keep_freed_memory  # noqa: E402
 from collect.population import train  # noqa: E402
-from collect.provenance import provenance  # noqa: E402
 from collect.recipe import Recipe  # noqa: E402
 from collect.zoo import Zoo  # noqa: E402
 from generators.commandline import run  # noqa: E402
@@ -175,14 +170,8 @@ def benchmark(*, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: 
     json_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=json_file.parent, prefix="slices-") as folder:
         figures = measure(Path(folder), QUICK if quick else Size())
-    table = Table("figure", "what", "value")
-    for name, value in figures.items():
-        table.add_row(name, MEANING[name], f"{value:,.0f}" if value >= 1000 else f"{value:.3g}")
-    Console(soft_wrap=True).print(table)
-    with durable(json_file) as temporary:
-        temporary.write_text(
-            json.dumps({**provenance(), "load_average": os.getloadavg()[0], **figures}, indent=1, sort_keys=True)
-        )
+    show(figures, MEANING.__getitem__)
+    store(json_file, figures)
 
 
 if __name__ == "__main__":

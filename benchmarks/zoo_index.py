@@ -15,7 +15,6 @@ one core, medians over rounds, with all files in the page cache.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import statistics
@@ -30,17 +29,14 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
+sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Path(place) != Path(__file__).parent)]
 
+from benchmarks.measuring import show, store  # noqa: E402
 from collect import cli, data, index, plan, zoo_file  # noqa: E402
-from collect.durable import durable  # noqa: E402
 from collect.index import Index  # noqa: E402
 from collect.plan import Task  # noqa: E402
 from collect.population import train  # noqa: E402
-from collect.provenance import provenance  # noqa: E402
 from collect.recipe import Recipe  # noqa: E402
 from collect.runner import collect  # noqa: E402
 from collect.runs import Coded  # noqa: E402
@@ -201,6 +197,13 @@ MEANING = {
 }
 
 
+def meaning(figure: str) -> str:
+    """What a figure is."""
+    if figure.endswith("_small_files"):
+        return MEANING[figure.removesuffix("_small_files")].replace("256", "8") + ", files of 8"
+    return MEANING[figure]
+
+
 def benchmark(*, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: bool = False) -> None:
     """Measure how fast an index opens and filters, and how fast `collect` sees what is done.
 
@@ -211,18 +214,8 @@ def benchmark(*, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: 
     json_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=json_file.parent, prefix="zoo_index-") as folder:
         figures = measure(Path(folder), QUICK if quick else Size())
-    table = Table("figure", "what", "value")
-    for name, value in figures.items():
-        small = name.endswith("_small_files")
-        what = MEANING[name.removesuffix("_small_files")].replace("256", "8" if small else "256")
-        table.add_row(
-            name, f"{what}, files of 8" if small else what, f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-        )
-    Console(soft_wrap=True).print(table)
-    with durable(json_file) as temporary:
-        temporary.write_text(
-            json.dumps({**provenance(), "load_average": os.getloadavg()[0], **figures}, indent=1, sort_keys=True)
-        )
+    show(figures, meaning)
+    store(json_file, figures)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ wall time, medians over interleaved rounds; files lie beside the JSON file while
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -27,16 +26,13 @@ import h5py
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-sys.path = [place for place in sys.path if Path(place) != Path(__file__).parent]  # or `collect` would be a benchmark
+sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Path(place) != Path(__file__).parent)]
 
+from benchmarks.measuring import show, store  # noqa: E402
 from collect import data, zoo_file  # noqa: E402
-from collect.durable import durable  # noqa: E402
 from collect.flat import Flat  # noqa: E402
 from collect.population import Population, train  # noqa: E402
-from collect.provenance import provenance  # noqa: E402
 from collect.recipe import Recipe  # noqa: E402
 from collect.zoo import Zoo  # noqa: E402
 from generators.commandline import run  # noqa: E402
@@ -191,14 +187,8 @@ def benchmark(*, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: 
     json_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=json_file.parent, prefix="zoo_io-") as folder:
         figures = measure(Path(folder), QUICK if quick else Size())
-    table = Table("figure", "what", "value")
-    for name, value in figures.items():
-        table.add_row(name, MEANING[name], f"{value:,.0f}" if value >= 1000 else f"{value:.3g}")
-    Console(soft_wrap=True).print(table)
-    with durable(json_file) as temporary:
-        temporary.write_text(
-            json.dumps({**provenance(), "load_average": os.getloadavg()[0], **figures}, indent=1, sort_keys=True)
-        )
+    show(figures, MEANING.__getitem__)
+    store(json_file, figures)
 
 
 if __name__ == "__main__":
