@@ -43,10 +43,6 @@ def operations(recipe: Recipe, images: ImageSet) -> int:
     Raises:
         ConfigError: the architecture, or the batch size, does not fit the images.
     """
-    if len(images.train) // recipe.batch_size < recipe.evaluations_per_epoch:
-        raise ConfigError(
-            f"{recipe.data} has {len(images.train)} training images, too few for {recipe.evaluations_per_epoch} "
-            f"evaluations per epoch with batches of {recipe.batch_size}; lower one of the two"
-        )
+    recipe.evaluations(len(images.train))
     forward = forward_operations(recipe.architecture, images.shape, len(images.classes), min(recipe.batch_size, 2))
     return forward * 3 * recipe.epochs * len(images.train)  # a backward pass costs two forward passes

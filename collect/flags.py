@@ -56,6 +56,8 @@ class RunConfig:
     """Largest gradient norm of a network, 0 for no clipping."""
     evaluations_per_epoch: int = 1
     """How often metrics are measured; once before any training comes on top."""
+    evaluation_steps: tuple[int, ...] = ()
+    """Steps after which metrics are measured besides, such as: 50 200 1000."""
     saved: Literal["last", "all"] | tuple[int, ...] = "last"
     """Epochs whose weights are kept: last, all (0 included), or a list of epochs."""
     statistics: Literal["train", "running"] = "train"

@@ -27,7 +27,7 @@ TRAJECTORIES = ("float32", "float16")
 
 # Fields that the first version did not have. They enter ids only where they differ from their default, so that the
 # networks of older zoos keep theirs; a field that is added to `Recipe` belongs here.
-ADDED = ("dropout", "precision", "trajectory", "classifier_lr")
+ADDED = ("dropout", "precision", "trajectory", "classifier_lr", "evaluation_steps")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Recipe:
             `torch.autocast` takes it. Weights, gradients and the optimiser stay in float32.
         trajectory: how the stored weights before the last are stored, `"float32"` or `"float16"`.
         classifier_lr: learning rate of the last linear layer, as a multiple of that of all others.
+        evaluation_steps: steps after which metrics are measured besides; kept ascending, each once.
     """
 
     data: str = "digits"
@@ -87,6 +88,7 @@ class Recipe:
     precision: str = "float32"
     trajectory: str = "float32"
     classifier_lr: float = 1.0
+    evaluation_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         parse(self.architecture)
@@ -109,6 +111,9 @@ class Recipe:
         _range("evaluations_per_epoch", self.evaluations_per_epoch, 1, math.inf)
         if self.nesterov and (self.optimiser != "sgd" or self.momentum == 0):
             raise ConfigError("recipe: nesterov needs optimiser='sgd' and momentum > 0; drop one of the two")
+        if any(step < 1 or step != int(step) for step in self.evaluation_steps):
+            raise ConfigError(f"recipe: evaluation_steps must be whole steps from 1, got {self.evaluation_steps!r}")
+        object.__setattr__(self, "evaluation_steps", tuple(sorted(set(self.evaluation_steps))))
         if isinstance(self.saved, list):  # what JSON makes of a tuple
             object.__setattr__(self, "saved", tuple(self.saved))
         if isinstance(self.saved, str):
@@ -126,6 +131,27 @@ class Recipe:
         if self.saved == "all":
             return tuple(range(self.epochs + 1))
         return tuple(sorted({int(epoch) for epoch in self.saved}))
+
+    def evaluations(self, training_images: int) -> dict[int, float]:
+        """Steps after which metrics are measured -> the same in epochs; ascending, 0 first.
+
+        Raises:
+            ConfigError: an epoch has fewer steps than evaluations, or the training ends before a step.
+        """
+        steps, times = training_images // self.batch_size, self.evaluations_per_epoch
+        if steps < times:
+            raise ConfigError(
+                f"{self.data} has {training_images} training images, too few for {times} evaluations per epoch with "
+                f"batches of {self.batch_size}; lower batch_size or evaluations_per_epoch"
+            )
+        if self.evaluation_steps and self.evaluation_steps[-1] > self.epochs * steps:
+            raise ConfigError(
+                f"evaluation_steps has {self.evaluation_steps[-1]}, but {self.epochs} epochs of {self.data} are "
+                f"{self.epochs * steps} steps of {self.batch_size} images; more epochs or smaller batches have more"
+            )
+        found = {step: step / steps for step in self.evaluation_steps}
+        found |= {round(number / times * steps): number / times for number in range(self.epochs * times + 1)}
+        return dict(sorted(found.items()))
 
 
 def _choice(field: str, value: str, known: Sequence[str]) -> None:

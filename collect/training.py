@@ -50,14 +50,9 @@ class Setup:
     def __init__(self, recipe: Recipe, images: ImageSet, *, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.steps_per_epoch = len(images.train) // recipe.batch_size
-        if self.steps_per_epoch < recipe.evaluations_per_epoch:
-            raise ConfigError(
-                f"{images.name} has {len(images.train)} training images, {self.steps_per_epoch} batches of "
-                f"{recipe.batch_size} an epoch; a smaller batch_size is needed for {recipe.evaluations_per_epoch} "
-                "evaluations per epoch"
-            )
-        self.evaluations = np.arange(recipe.epochs * recipe.evaluations_per_epoch + 1) / recipe.evaluations_per_epoch
-        self.evaluation_steps = np.rint(self.evaluations * self.steps_per_epoch).astype(np.int64)
+        evaluations = recipe.evaluations(len(images.train))
+        self.evaluations = np.array(list(evaluations.values()), dtype=np.float64)
+        self.evaluation_steps = np.array(list(evaluations), dtype=np.int64)
         self.shape, self.classes = images.shape, len(images.classes)
         self.form = forms.choose(
             recipe.architecture, shape=self.shape, classes=self.classes, precision=recipe.precision,

@@ -50,7 +50,7 @@ def test_every_recipe_flag_reaches_the_recipe(tmp_path: Path) -> None:
         architectures=("mlp-1-w4",), out=tmp_path, epochs=3, batch_size=32, optimiser="adamw", lr=(0.01,), momentum=0.8,
         weight_decay=0.1, schedule="linear", warmup_epochs=1.0, augmentation="shift", label_smoothing=0.1,
         clip_norm=1.0, evaluations_per_epoch=2, saved=(0, 3), statistics="running",
-        dropout=0.1, precision="bfloat16", trajectory="float16", classifier_lr=0.5,
+        dropout=0.1, precision="bfloat16", trajectory="float16", classifier_lr=0.5, evaluation_steps=(2,),
     )  # fmt: skip
     (recipe,) = config.spec().recipes()
     names = set(type(recipe).__dataclass_fields__) - {

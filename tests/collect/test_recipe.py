@@ -25,7 +25,7 @@ def test_foreign_json_is_refused(text: str) -> None:
         from_json(text)
 
 
-# What the first version wrote, which had no dropout, precision, trajectory or classifier_lr.
+# What the first version wrote, which had none of `ADDED`.
 FIRST_VERSION = (
     '{"architecture":"vgg-6-w8","augmentation":"shift","batch_size":64,"clip_norm":0.0,"data":"digits","epochs":5,'
     '"evaluations_per_epoch":1,"init":"xavier","init_digest":"","label_smoothing":0.0,"lr":0.05,"momentum":0.9,'
@@ -47,6 +47,7 @@ def test_json_of_the_first_version_is_read_with_defaults_for_what_it_did_not_hav
     )  # fmt: skip
     assert from_json(FIRST_VERSION) == recipe
     assert (recipe.dropout, recipe.precision, recipe.trajectory, recipe.classifier_lr) == (0.0, "float32", "float32", 1)
+    assert recipe.evaluation_steps == ()
 
 
 def test_every_choice_the_data_and_the_seed_are_in_the_id_but_not_the_place_of_the_data() -> None:
@@ -56,7 +57,7 @@ def test_every_choice_the_data_and_the_seed_are_in_the_id_but_not_the_place_of_t
         "nesterov": True, "weight_decay": 0.0, "schedule": "step", "warmup_epochs": 1.0, "epochs": 21, "batch_size": 32,
         "augmentation": "shift", "label_smoothing": 0.1, "clip_norm": 1.0, "evaluations_per_epoch": 2, "saved": "all",
         "statistics": "running", "init_digest": "sha256 of another checkpoint", "dropout": 0.1, "precision": "bfloat16",
-        "trajectory": "float16", "classifier_lr": 0.1,
+        "trajectory": "float16", "classifier_lr": 0.1, "evaluation_steps": (5,),
     }  # fmt: skip
     assert others.keys() | {"data"} == {field.name for field in dataclasses.fields(Recipe)}
     ids = {run_id(base, "d", 0), run_id(base, "other", 0), run_id(base, "d", 1)}
@@ -97,6 +98,8 @@ def test_saved_epochs(saved: str | tuple[int, ...], epochs: tuple[int, ...]) -> 
         ({"precision": "float16"}, "unknown precision"),
         ({"trajectory": "bfloat16"}, "unknown trajectory"),
         ({"evaluations_per_epoch": 0}, "evaluations_per_epoch"),
+        ({"evaluation_steps": (0,)}, "whole steps from 1"),
+        ({"evaluation_steps": (2.5,)}, "whole steps from 1"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov needs"),
         ({"saved": "first"}, "unknown saved"),
         ({"saved": (0, 99)}, "whole epochs from 0 to 20"),
@@ -108,6 +111,14 @@ def test_saved_epochs(saved: str | tuple[int, ...], epochs: tuple[int, ...]) -> 
 def test_nonsense_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe(**changes)
+
+
+def test_evaluations_are_those_of_every_epoch_and_the_named_steps() -> None:
+    recipe = Recipe(epochs=2, batch_size=128, evaluations_per_epoch=2, evaluation_steps=(13, 3, 10, 3))
+    assert recipe.evaluation_steps == (3, 10, 13) and from_json(canonical_json(recipe)) == recipe
+    assert recipe.evaluations(1295) == {0: 0.0, 3: 0.3, 5: 0.5, 10: 1.0, 13: 1.3, 15: 1.5, 20: 2.0}
+    with pytest.raises(ConfigError, match="evaluation_steps has 13, but 2 epochs of digits are 12 steps"):
+        recipe.evaluations(128 * 6)
 
 
 def test_unknown_architecture_suggests_near_names() -> None:

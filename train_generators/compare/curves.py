@@ -126,7 +126,7 @@ def _arm(members: list[tuple[Any, int]], label: str) -> Arm:
         if not np.array_equal(population.evaluation_steps, first.evaluation_steps):
             raise ZooError(
                 f"populations of {recipe.architecture} with init {recipe.init} were evaluated at different steps, so "
-                "their curves cannot be averaged; collect them with the same evaluations_per_epoch"
+                "their curves cannot be averaged; collect them with the same evaluations_per_epoch and evaluation_steps"
             )
     names = [str(name) for name in first.metric_names]
     for needed in ("test_accuracy", "validation_accuracy"):
