@@ -163,7 +163,8 @@ def _owner_role(owner: nn.Module, leaf: str, shape: tuple[int, ...]) -> tuple[Ro
     if isinstance(owner, _ConvNd):
         return _weight_or_bias(shape, leaf, _conv_shape(owner), (Role.CONV_WEIGHT, Role.CONV_BIAS)), next(bases)
     if isinstance(owner, nn.Linear | nn.Bilinear):
-        weight = (owner.out_features, owner.in_features) if isinstance(owner, nn.Linear) else tuple(owner.weight.shape)
+        inputs = (owner.in_features,) if isinstance(owner, nn.Linear) else (owner.in1_features, owner.in2_features)
+        weight = (owner.out_features, *inputs)
         return _weight_or_bias(shape, leaf, weight, (Role.LINEAR_WEIGHT, Role.LINEAR_BIAS)), "Linear"
     if isinstance(owner, nn.MultiheadAttention):
         if len(shape) == 2:

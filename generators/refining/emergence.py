@@ -26,27 +26,18 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import ParametrizationList
 
 from generators.errors import ConfigError
-from generators.graph import Graph, Node
+from generators.graph import Graph
 from generators.initialiser import Kind, Proposal, Request, register
 from generators.inventory import MATRIX_ROLES
+from generators.refining.stored import is_computed
 
 
 def exponents(count: int) -> list[int]:
     """Distances of `count` layers from the middle, signed: [-1, 1], [-1, 0, 1], [-2, -1, 1, 2], ..."""
     half = count // 2
     return [*range(-half, 0), *[0] * (count % 2), *range(1, half + 1)]
-
-
-def _is_computed(model: nn.Module, node: Node) -> bool:
-    """Whether the layer makes its weight from several or other numbers (weight norm, spectral norm, pruning)."""
-    path, _, leaf = node.parameters[0].rpartition(".")
-    owner = model.get_submodule(path)
-    other = isinstance(owner, _ConvNd | nn.Linear) and leaf != "weight"
-    return other or isinstance(owner, ParametrizationList) or "gain" in node.slots
 
 
 @dataclass(frozen=True)
@@ -102,7 +93,7 @@ class EmergenceInit:
                 proposal.kept[name] = f"{self.name}: read at several places"
             elif not request.inventory[name].trainable:
                 proposal.kept[name] = f"{self.name}: frozen"
-            elif _is_computed(model, node):
+            elif is_computed(model, request.inventory[node.parameters[0]]) or "gain" in node.slots:
                 proposal.kept[name] = f"{self.name}: the layer makes its weight of it and other numbers"
             else:
                 layers.append(name)

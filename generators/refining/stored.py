@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import getattr_static
+
 from torch import Tensor, nn
 
 from generators.inventory import ParameterInfo, Role
@@ -10,9 +12,10 @@ from generators.inventory import ParameterInfo, Role
 def is_computed(model: nn.Module, info: ParameterInfo) -> bool:
     """Whether the owner of `info` has a weight that it computes from parameters (weight norm, spectral norm, pruning).
 
-    What such a parameter is multiplied with need not come through to the weight.
+    What such a parameter is multiplied with need not come through to the weight. The weight is not computed to find
+    out: that of spectral norm would take a step of its power iteration.
     """
-    return not isinstance(getattr(model.get_submodule(info.module), "weight", None), nn.Parameter | None)
+    return getattr_static(model.get_submodule(info.module), "weight", None) is not None
 
 
 def outputs_first(value: Tensor, info: ParameterInfo) -> Tensor:

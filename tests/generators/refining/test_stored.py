@@ -52,5 +52,7 @@ def test_stacked_matrices() -> None:
 )
 def test_computed_weights(wrap) -> None:
     plain, computed = nn.Linear(3, 4), wrap(nn.Linear(3, 4))
+    before = {name: value.clone() for name, value in computed.state_dict().items()}
     assert not any(is_computed(plain, info) for info in inventory(plain))
     assert all(is_computed(computed, info) for info in inventory(computed))
+    assert all(torch.equal(value, before[name]) for name, value in computed.state_dict().items()), "it was computed"
