@@ -9,6 +9,8 @@ from torch import Tensor
 
 from generators.graph.drafts import Call
 
+_TWO_FACTORS = frozenset({"matmul", "mm", "addmm"})
+
 
 def layer_attributes(
     kind: str, call: Call, weights: list[Tensor], data: Tensor, result: Tensor, stored: tuple[int, ...]
@@ -44,8 +46,18 @@ def layer_attributes(
     inputs = data.shape[-1] if data.ndim else 1
     outputs = result.shape[-1] if result.ndim else 1
     if weight.ndim == 2:
-        facts["transposed"] = stored == (inputs, outputs) != (outputs, inputs)
+        square = stored == (inputs, outputs) == (outputs, inputs)
+        facts["transposed"] = _multiplies_from_the_right(call, weight) if square else stored == (inputs, outputs)
     return {**facts, "in_channels": inputs, "out_channels": outputs}, None
+
+
+def _multiplies_from_the_right(call: Call, weight: Tensor) -> bool:
+    """Whether a square weight is stored as W of `x @ W`: its shape does not tell, its strides and place do."""
+    turned = weight.stride(0) < weight.stride(1)  # a view of the parameter with its axes swapped
+    if call.base == "linear":
+        return turned
+    factors = [value for value in call.operands if value.ndim > 1][-2:]  # an addmm has its summand first
+    return call.base in _TWO_FACTORS and len(factors) == 2 and factors[1] is weight and not turned
 
 
 def _convolution(call: Call, weight: Tensor, data: Tensor, result: Tensor) -> dict[str, Any]:

@@ -188,6 +188,23 @@ def test_layers_written_by_hand():
     assert graph.nodes[1].attributes["transposed"] and graph.nodes[1].attributes["in_channels"] == 12
 
 
+@pytest.mark.parametrize(
+    ("product", "input_first"),
+    [
+        (lambda x, w: x @ w, True),
+        (lambda x, w: x @ w.T, False),
+        (lambda x, w: torch.addmm(x[:1], x, w), True),
+        (lambda x, w: torch.mm(x, w.t()), False),
+        (lambda x, w: F.linear(x, w), False),
+        (lambda x, w: F.linear(x, w.T), True),
+        (lambda x, w: (w @ x.T).T, False),
+    ],
+)
+def test_which_axis_of_a_square_weight_are_its_inputs(product, input_first):
+    graph = trace(Forward(lambda m, x: product(x, m.w), w=table(6, 6)), torch.zeros(2, 6))
+    assert graph.nodes[1].kind == "linear" and graph.nodes[1].attributes["transposed"] is input_first
+
+
 def test_attention_is_one_node_however_it_is_written():
     fused, by_hand = (trace(attention_block(fused), torch.zeros(2, 5, 8)) for fused in (True, False))
     assert [row[0] for row in rows(fused)] == [

@@ -56,6 +56,15 @@ def _separate(fused: bool) -> nn.Module:
     return Forward(forward, **{name: nn.Linear(CHANNELS, CHANNELS) for name in ("q", "k", "v", "out")})
 
 
+def _inputs_first() -> nn.Module:
+    """Square weights that stand to the right of the tokens, as in GPT-2: nothing in their shape shows it."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return x + _attend(_heads(x @ m.q), _heads(x @ m.k), _heads(x @ m.v)) @ m.out
+
+    return Forward(forward, **{name: nn.Parameter(torch.randn(CHANNELS, CHANNELS)) for name in ("q", "k", "v", "out")})
+
+
 def _torch() -> nn.Module:
     attention = nn.MultiheadAttention(CHANNELS, HEADS, batch_first=True)
     return Forward(lambda m, x: x + m.attention(x, x, x, need_weights=False)[0], attention=attention)
@@ -64,6 +73,9 @@ def _torch() -> nn.Module:
 def _parts(model: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """W_Q, W_K, W_V `[channels, channels]` and W_proj as the paper writes them: rows times matrix."""
     named = dict(model.named_parameters())
+    if "q" in named:
+        query, key, value, out = (named[name].detach().double() for name in ("q", "k", "v", "out"))
+        return query, key, value, out
     stack = next((value for name, value in named.items() if name.endswith(("qkv.weight", "in_proj_weight"))), None)
     parts = [named[f"{name}.weight"] for name in "qkv"] if stack is None else stack.chunk(3)
     output = next(value for name, value in named.items() if name.endswith(("out.weight", "out_proj.weight")))
@@ -76,6 +88,7 @@ FORMS = {
     "stacked by hand": lambda: _stacked(False),
     "separate": lambda: _separate(True),
     "separate by hand": lambda: _separate(False),
+    "inputs first": _inputs_first,
     "torch": _torch,
 }
 
