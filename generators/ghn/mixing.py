@@ -6,7 +6,9 @@ A decoded matrix has few directions: R of them, whatever its size. Those of whit
 largest singular value being about sqrt(O) + sqrt(K) (Davidson and Szarek 2001). On a layer much wider than any in
 training a fixed share would therefore be a few directions that dwarf all others: of He's stable rank a tenth is left
 on a ResNet-50. With a `limit` the decoded part is at most `limit` times as large in any direction as noise of unit
-spread; what it gives up the noise takes, and very wide layers go over into He's.
+spread; what it gives up the noise takes, and very wide layers go over into He's. Where B matrices are stacked in one
+parameter (query, key and value), what they decode to may have its directions in common, which makes the whole sqrt(B)
+times as large in them, while its noise has norm sqrt(B O) + sqrt(K): so each has 1 / sqrt(B) of that as its measure.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ def shares(group: Group, part: Part, *, anchor: float, limit: float = 0.0) -> tu
     least, most = (torch.full_like(part.norm, value) for value in (anchor, math.sqrt(1 - anchor**2)))
     if part.largest is None or not (anchor and limit):
         return least, most
-    noise = math.sqrt(group.outputs) + math.sqrt(math.prod(group.shape) / group.outputs)
+    columns = math.prod(group.shape) / group.outputs
+    noise = math.sqrt(group.outputs) + math.sqrt(columns / group.stacked)
     share = torch.minimum(most, limit * noise / (part.norm * part.largest).clamp_min(1e-30))
     return torch.where(share < most, (1 - share.square()).sqrt(), least), share

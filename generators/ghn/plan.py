@@ -35,6 +35,7 @@ class Group:
         outputs, inputs, kernel: O output rows, I inputs per row, S = prod(kernel) positions.
         fan_in: I * S, for transposed convolutions the fan of the stored transpose.
         output: True for classifiers, whose rows are classes.
+        stacked: how many such matrices the parameter of each target holds (3 for stacked attention weights).
     """
 
     names: tuple[str, ...]
@@ -45,6 +46,7 @@ class Group:
     kernel: tuple[int, ...]
     fan_in: int
     output: bool
+    stacked: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -122,14 +124,14 @@ def decode_plan(graph: Graph, found: Inventory, *, classes: int, distance_limit:
             left_out[info.name] = reason or "no operation of the traced graph consumes it"
             continue
         rows, inputs = info.shape[0] // info.blocks, info.shape[1]
-        key = (rows, inputs, info.shape[2:], info.fan_in, info.output)
+        key = (rows, inputs, info.shape[2:], info.fan_in, info.output, info.blocks)
         members[key] += [(info.name, block, node) for block in range(info.blocks)]
     groups = tuple(
         Group(
             names=tuple(name for name, _, _ in found_members),
             blocks=tuple(block for _, block, _ in found_members),
             nodes=torch.tensor([node for _, _, node in found_members]),
-            outputs=key[0], inputs=key[1], kernel=key[2], fan_in=key[3], output=key[4],
+            outputs=key[0], inputs=key[1], kernel=key[2], fan_in=key[3], output=key[4], stacked=key[5],
         )
         for key, found_members in members.items()
     )  # fmt: skip

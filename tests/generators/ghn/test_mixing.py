@@ -14,6 +14,7 @@ from generators.ghn.ghn import GHN
 from generators.ghn.mixing import shares
 from generators.ghn.plan import Group
 from generators.statistics import measure
+from small_models import Forward
 
 CONFIG = GHNConfig(hidden=16, heads=2, layers=1, width=32, rank=8, cells=8, anchor=0.7, code=4)
 
@@ -63,6 +64,18 @@ def test_a_limit_keeps_half_of_the_stable_rank_of_he_on_wide_layers(decoder):
             he = math.sqrt(2 / state[name].shape[-1])
             assert state[name].std().item() == pytest.approx(he, rel=0.05), "the spread stays He's"
     assert max(shares_of_he[0.0]) < 0.3 and min(shares_of_he[1.0]) > 0.5
+
+
+@pytest.mark.parametrize("decoder", ["core", "coordinate", "block"])
+def test_stacked_matrices_keep_half_of_it_together(decoder):
+    """Query, key and value in one tensor may share their directions; its stable rank is that of all three."""
+    ghn = GHN(replace(CONFIG, decoder=decoder, decoded_limit=1.0))
+    attention = nn.MultiheadAttention(512, 4, batch_first=True)
+    model = Forward(lambda m, x: m.attention(x, x, x, need_weights=False)[0], attention=attention)
+    weight = ghn.sample(model, 1, example_inputs=torch.zeros(1, 2, 512))["attention.in_proj_weight"][0]
+    he = measure(torch.randn(weight.shape, generator=rng(3))).stable_rank
+    assert measure(weight).stable_rank / he > 0.5
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / 512), rel=0.05)
 
 
 @pytest.mark.parametrize("decoder", ["core", "block"])
