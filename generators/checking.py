@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from generators.errors import CollapseError, ModelError, ProposalError
-from generators.initialiser import Proposal
+from generators.initialiser import Initialiser, Kind, Proposal
 from generators.inventory import MATRIX_ROLES, Inventory, ParameterInfo
 from generators.statistics import is_finite, spreads
 
@@ -35,6 +35,15 @@ def check_model(model: nn.Module) -> None:
             raise ModelError(f"{name} is a lazy parameter without a shape; run the model once on a batch first")
         if value.is_meta:
             raise ModelError(f"{name} is on the meta device; give it storage first: model.to_empty(device='cpu')")
+
+
+def check_start(model: nn.Module, first: Initialiser) -> None:
+    """Raise `ModelError` if the first step of a chain refines what is there, and all that is there are zeros."""
+    if first.kind == Kind.REFINING and not any(value.any() for value in model.parameters()):
+        raise ModelError(
+            f"every parameter of the model is zero, so there is nothing for {first.name} to refine; fill it first, as "
+            f"in 'he+{first.name}'"
+        )
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from generators.checking import (
     check_fit,
     check_model,
     check_spread,
+    check_start,
     matrix_spreads,
     state_tensors,
     without_protected,
@@ -201,6 +202,7 @@ def init(
     chain = resolve(spec)
     name = spec if isinstance(spec, str) else chain[0].name
     check_needs(chain, data=data, loss=loss, relative=relative)
+    check_start(model, chain[0])
     traced = any("graph" in needs_of(step) for step in chain)
     found, graph, notes = take_inventory(model, example_inputs, traced=traced)
     if frozen:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -64,6 +64,11 @@ class Request:
     graph: Graph | None = None
     relative: nn.Module | None = None
     codes: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "member"):
+            if not isinstance(getattr(self, name), SupportsIndex):
+                raise ConfigError(f"{name} must be a whole number, got {getattr(self, name)!r}")
 
 
 @dataclass

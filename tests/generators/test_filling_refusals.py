@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -193,14 +193,16 @@ def test_losses_that_do_not_serve(info: InitialiserInfo, bad: str) -> None:
 
 
 @pytest.mark.parametrize("info", REFINING, ids=lambda info: info.name)
-def test_a_model_that_is_zero_stays_so(info: InitialiserInfo) -> None:
-    """There is nothing to refine: it is refused with the way out, or left as it is; never filled with NaN."""
+def test_a_model_that_is_zero_is_refused(info: InitialiserInfo) -> None:
     model = mlp()
     for value in model.parameters():
         nn.init.zeros_(value)
-    searches = "loss" in info.needs
-    with (
-        unchanged(model),
-        pytest.raises(ModelError, match=f"fill it first.*he.{info.name}") if searches else nullcontext(),
-    ):
+    with unchanged(model), pytest.raises(ModelError, match=rf"nothing for {info.name} to refine.*he\+{info.name}"):
         init(model, info.name, **GOOD)
+
+
+@pytest.mark.parametrize("wrong", [{"seed": "a"}, {"seed": 1.5}, {"seed": None}, {"member": "b"}])
+def test_seeds_that_are_no_whole_numbers(wrong: dict[str, Any]) -> None:
+    model = mlp()
+    with unchanged(model), pytest.raises(ConfigError, match=f"{next(iter(wrong))} must be a whole number"):
+        init(model, "he", **wrong)

@@ -196,10 +196,12 @@ def _softmax(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _zeros() -> nn.Sequential:
+    """Only what is frozen is not zero."""
     model = deep_mlp(1)
+    model[0].requires_grad_(False)
     with torch.no_grad():
         for value in model.parameters():
-            value.zero_()
+            value.mul_(not value.requires_grad)
     return model
 
 
