@@ -33,7 +33,7 @@ from generators.local.config import LocalOptions
 from generators.local.fidelity import covariance
 from generators.local.groups import GroupKey
 
-CHUNK = 256  # slices decoded at a time
+CHUNK = 512  # slices decoded at a time
 
 
 def _power(matrix: Tensor, exponent: float) -> Tensor:

@@ -46,8 +46,8 @@ class TopographicVAE(GaussianVAE):
         self.encoder, self.encoder_u = encoder(), encoder()
         self.location = nn.Parameter(torch.zeros(self.units))
         self.decoder = nn.Sequential(
-            nn.Linear(self.units, hidden), nn.SiLU(),
-            nn.Linear(hidden, self.size * channels), nn.SiLU(), nn.Unflatten(1, (self.size, channels)),
+            nn.Linear(self.units, hidden), nn.SiLU(inplace=True),
+            nn.Linear(hidden, self.size * channels), nn.SiLU(inplace=True), nn.Unflatten(1, (self.size, channels)),
             nn.Linear(channels, 1), nn.Flatten(),
         )  # fmt: skip
 

@@ -60,9 +60,9 @@ class ConvVAE(GaussianVAE):
         )  # fmt: skip
         # A transposed convolution of a 1x1 map and 1x1 convolutions, written as the matrix products that they are.
         self.decoder = nn.Sequential(
-            nn.Linear(self.latent, hidden), nn.SiLU(),
-            nn.Linear(hidden, self.size * channels), nn.SiLU(), nn.Unflatten(1, (self.size, channels)),
-            nn.Linear(channels, channels), nn.SiLU(),
+            nn.Linear(self.latent, hidden), nn.SiLU(inplace=True),
+            nn.Linear(hidden, self.size * channels), nn.SiLU(inplace=True), nn.Unflatten(1, (self.size, channels)),
+            nn.Linear(channels, channels), nn.SiLU(inplace=True),
             nn.Linear(channels, 1), nn.Flatten(),
         )  # fmt: skip
 
@@ -80,6 +80,6 @@ class LinearVAE(GaussianVAE):
             nn.Linear(hidden, 2 * self.latent),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            nn.Linear(self.latent, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
+            nn.Linear(self.latent, hidden), nn.SiLU(inplace=True), nn.Linear(hidden, hidden), nn.SiLU(inplace=True),
             nn.Linear(hidden, self.size),
         )  # fmt: skip
