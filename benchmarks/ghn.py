@@ -46,7 +46,7 @@ from generators.ghn.ghn import GHN  # noqa: E402
 from generators.initialiser import Proposal, Request  # noqa: E402
 from generators.inventory import inventory  # noqa: E402
 from generators.pointwise import HE  # noqa: E402
-from generators.statistics import measure  # noqa: E402
+from generators.statistics import measure, stable_rank  # noqa: E402
 
 MODELS = ("resnet18", "resnet50", "vit_b_16", "efficientnet_b0", "efficientnet_b7", "convnext_tiny", "densenet201",
           "efficientnet_v2_l")  # fmt: skip
@@ -134,22 +134,24 @@ def encoder_seconds(ghn: GHN, model: nn.Module, rounds: int = 7) -> float:
 
 
 def worth(model: nn.Module, count: int) -> dict[str, float]:
-    """Medians over `count` of the matrices in `model`, and the share of distinct values in all of these together."""
+    """Medians over `count` of the matrices in `model`, the share of distinct values in all of these together, and the
+    least stable rank of all matrices.
+    """
     found, values = inventory(model), dict(model.named_parameters())
     wide = [info for info in found if len(info.shape) > 1 and min(info.shape[0], info.numel // info.shape[0]) >= 8]
     wide.sort(key=lambda info: -info.numel)
     chosen = wide[:: max(1, len(wide) // count)][:count]
     proposal = Proposal()
-    rows = []
-    for info in chosen:
+    for info in wide:
         HE.fill(proposal, info, Request(found))
-        rows.append((measure(values[info.name]), measure(proposal.values[info.name]), info.numel))
+    rows = [(measure(values[info.name]), measure(proposal.values[info.name]), info.numel) for info in chosen]
+    ranks = [[stable_rank(each[info.name].flatten(1)) for each in (values, proposal.values)] for info in wide]
     distinct = sum(own.distinct_share * numel for own, _, numel in rows) / sum(numel for _, _, numel in rows)
     return {
         "distinct_share": distinct,
         "rank_share": statistics.median(own.numeric_rank / he.numeric_rank for own, he, _ in rows),
         "stable_rank_share": statistics.median(own.stable_rank / he.stable_rank for own, he, _ in rows),
-        "least_stable_rank_share": min(own.stable_rank / he.stable_rank for own, he, _ in rows),
+        "least_stable_rank_share": min(own / he for own, he in ranks),
         "least_std_ratio": min(own.std / he.std for own, he, _ in rows),
         "greatest_std_ratio": max(own.std / he.std for own, he, _ in rows),
     }

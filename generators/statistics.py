@@ -45,8 +45,9 @@ def stable_rank(matrix: Tensor) -> float:
     if not is_finite(matrix):
         return float("nan")
     values = matrix.detach().double()
-    largest = torch.linalg.matrix_norm(values, 2).item()
-    return (torch.linalg.matrix_norm(values).item() / largest) ** 2 if largest else 0.0
+    gram = values @ values.mT if values.shape[0] <= values.shape[1] else values.mT @ values
+    largest = torch.linalg.eigvalsh(gram)[-1].item()
+    return gram.trace().item() / largest if largest > 0 else 0.0
 
 
 def noise_stable_rank(rows: int, columns: int) -> float:
