@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -134,6 +135,13 @@ def in_full_precision(device_type: str) -> AbstractContextManager:
     """Without the caller's autocast, which rounds weights and goes on with copies of those that have changed since."""
     known = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if known else nullcontext()
+
+
+def uncompiled() -> AbstractContextManager:
+    """Compiled modules run as the Python that they were made from: what is looked at once is not worth compiling, and
+    compiled code has no second derivatives.
+    """
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

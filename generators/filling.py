@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from generators.batches import readable_again
+from generators.batches import readable_again, uncompiled
 from generators.checking import (
     Spreads,
     changes,
@@ -215,7 +215,8 @@ def init(
     merged, working, statistics = Proposal(notes=notes), model, Spreads()
     figures: dict[str, dict[str, float]] = {}
     for number, step in enumerate(chain):
-        proposal = step.propose(working, request)
+        with uncompiled():
+            proposal = step.propose(working, request)
         proposal, measured = writable(proposal, step, model, found, tensors=tensors, frozen=frozen)
         if step.kind in (Kind.LOCAL, Kind.GLOBAL):  # not after what follows it, which may mean its zeros
             check_spread(measured, name)

@@ -11,11 +11,10 @@ from __future__ import annotations
 import linecache
 import os
 import random
-import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from generators.batches import uncompiled
 from generators.commandline import Interrupted
 from generators.errors import TraceError
 from generators.graph.assemble import assemble
@@ -190,8 +190,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     states = random.getstate(), np.random.get_state()
     devices = {value.device.index for value in model.parameters() if value.device.type == "cuda"}
     hooks = {name: dict(held) for name, held in vars(nn.modules.module).items() if name in _GLOBAL_HOOKS}
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), warnings.catch_warnings(), eager:
+    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), warnings.catch_warnings(), uncompiled():
         warnings.simplefilter("ignore")
         torch.default_generator.manual_seed(0)
         for name in hooks:

@@ -266,6 +266,21 @@ def test_nothing_but_numbers_changes(spec: str) -> None:
     assert np.random.get_state()[1].tobytes() == states[2]
 
 
+@pytest.mark.parametrize("spec", ["he", "he+lsuv", "he+nio", "he+fixup", "noise-ghn-digits"])
+def test_compiled_models_are_filled_as_what_they_were_made_from(spec: str) -> None:
+    """Nothing is compiled for it, for the compiler of this test refuses; draws differ, as the names of tensors do."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was compiled")
+
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    given = dict(data=[(torch.randn(32, 1, 8, 8), torch.arange(32) % 10)], loss=nn.functional.cross_entropy)
+    wrapped = torch.compile(copy.deepcopy(model), backend=refuse)
+    first, second = init(model, spec, **given), init(wrapped, spec, **given)
+    assert [f"_orig_mod.{name}" for name in first.generated] == list(second.generated)
+    assert list(first.generated.values()) == list(second.generated.values())
+
+
 # ---- chains and the report
 
 
