@@ -117,7 +117,8 @@ def _card_for_people(generator: Generator) -> str:
     """The README.md of a checkpoint, made from its card and config."""
     title = generator.name
     lines = [f"# {title}", "", f"A weight generator of kind `{generator.kind_name}` for `powerhouse-init`.", ""]
-    lines += ["```python", "import generators", f'report = generators.init(model, "{title}", seed=0)', "```", ""]
+    lines += ["```python", "import generators", "", "# the name if it is published, else the path of this folder"]
+    lines += [f'report = generators.init(model, "{title}", seed=0)', "```", ""]
     for heading, facts in (("Facts", generator.card), ("Configuration", dataclasses.asdict(generator.config))):
         lines += [f"## {heading}", "", *_bullets(facts), ""]
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from generators.seeds import stream
 from train_generators.slice_source import Slices, TensorStack
 
 PATCH = 16  # rows and columns of a patch at most
+MOST = 1 << 20  # slices of layers that are taken whole, all together
 
 
 def layer_of(stack: TensorStack) -> Layer:
@@ -58,8 +59,15 @@ class LayerBatches:
         return Patches.of(patches)
 
     def layers(self, count: int) -> list[Layer]:
-        """Layers as these, each as often as there are networks with it, over and over up to `count` slices."""
+        """Layers as these, each as often as there are networks with it, over and over up to `count` slices.
+
+        Of a large zoo some, chosen at random, that have so many: what is drawn for them is held in RAM.
+        """
         kinds = [layer_of(stack) for stack in self.slices.stacks for _ in stack.rows]
+        if sum(layer.count for layer in kinds) > max(count, MOST):
+            order = torch.randperm(len(kinds), generator=stream(0, "layers", str(self.slices.key)))
+            ends = np.cumsum([kinds[place].count for place in order.tolist()])
+            return [kinds[place] for place in order[: int(np.searchsorted(ends, count)) + 1].tolist()]
         found: list[Layer] = []
         while sum(layer.count for layer in found) < count:
             found += kinds

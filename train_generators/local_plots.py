@@ -52,8 +52,8 @@ def traversal(model: SliceModel, latents: int = LATENTS_SHOWN) -> tuple[list[int
 
     All other latents are 0. The effect of a latent is the mean square change of the slice from one end to the other.
     """
-    ends = torch.zeros(2 * model.latent, model.latent)
-    places = torch.arange(model.latent)
+    ends = torch.zeros(2 * model.normal, model.latent)
+    places = torch.arange(model.normal)
     ends[2 * places, places], ends[2 * places + 1, places] = STEPS[0], STEPS[-1]
     decoded = model.decode(ends) @ model.colour.T
     effect = (decoded[1::2] - decoded[::2]).square().mean(1)
@@ -175,8 +175,9 @@ def main(*, checkpoint: str, zoo: Path, out: Path) -> None:
     if not isinstance(generator, LocalGenerator):
         raise ConfigError(f"{checkpoint} is a {generator.kind_name}, which has no kernels of its own to draw")
     config = generator.config
-    cut = dict(patch=config.patch, depth_buckets=config.depth_buckets)
-    material = open_data(zoo, VAEConfig(**cut, least_slices=1, slices_per_tensor=2**31))  # type: ignore[arg-type]
+    fitted = {name: generator.card.get("training", {}).get(name) for name in ("init", "prune")}
+    cut = {"patch": config.patch, "depth_buckets": config.depth_buckets, **{k: v for k, v in fitted.items() if v}}
+    material = open_data(zoo, VAEConfig(**cut, least_slices=1, slices_per_tensor=2**31))
     trained = {
         key: (group.held_out if len(group.held_out) else group.train)
         for key, group in material.groups.items()

@@ -161,23 +161,20 @@ def _resume(path: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str, Any
 
 def _table(generator: LocalGenerator) -> Table:
     """What was measured per group, for the screen."""
+    metrics = generator.card["metrics"]
+    held_out = all(row["held_out_runs"] for row in metrics.values())
     table = Table(
-        title=f"{generator.name}: samples against networks that had no part in the fit",
-        caption="covariance error of samples, white noise (He), the training networks themselves; "
-        "AUROC of a classifier that tells trained slices from samples, from white noise",
+        title=f"{generator.name}, measured on networks {'not ' if held_out else ''}fitted on",
+        caption="covariance error: of samples/white noise/the training networks\n"
+        "told apart, AUROC: samples/white noise/a normal of the same covariance",
     )
-    headings = ("weight group", "slices", "active", "2nd moment", "samples", "white", "training", "AUROC", "of white")
-    for heading in headings:
-        table.add_column(heading, no_wrap=heading == "weight group")
-    for key, row in generator.card["metrics"].items():
-        names = (
-            "second_moment_ratio",
-            *(f"covariance_error{of}" for of in ("", "_white", "_train")),
-            "auroc",
-            "auroc_he",
-        )
-        figures = (f"{row[name]:.3f}" if name in row else "" for name in names)
-        table.add_row(key, str(row["train_slices"]), f"{row['active_units']}/{row['latent_units']}", *figures)
+    for heading in ("weight group", "active", "2nd moment", "covariance error", "told apart"):
+        table.add_column(heading, no_wrap=True)
+    for key, row in metrics.items():
+        errors = "/".join(f"{row[f'covariance_error{of}']:.2f}" for of in ("", "_white", "_train"))
+        told = "/".join(f"{row[f'auroc{of}']:.2f}" for of in ("", "_he", "_normal") if f"auroc{of}" in row)
+        used = f"{row['active_units']}/{row['latent_units']}"
+        table.add_row(key, used, f"{row['second_moment_ratio']:.2f}", errors, told)
     return table
 
 

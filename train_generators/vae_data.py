@@ -41,8 +41,10 @@ def _collection(source: str | Path | Zoo) -> Path | None:
 def _of_zoo(zoo: Zoo, config: VAEConfig) -> tuple[dict[GroupKey, SliceGroup], dict[str, Any]]:
     chosen = zoo.where(status="ok") if config.init == "any" else zoo.where(status="ok", init=config.init)
     if not len(chosen):
+        others = sorted(set(map(str, zoo.runs.column("init"))))
         raise ZooError(
-            f"{zoo.folder}: no finished network started from {config.init!r}; collect some, or use --init any"
+            f"{zoo.folder}: no finished network started from {config.init!r}, only from {', '.join(others)}; "
+            "collect some, or use --init any"
         )
     groups = open_groups(
         chosen, patch=config.patch, depth_buckets=config.depth_buckets, slices_per_tensor=config.slices_per_tensor,

@@ -16,7 +16,7 @@ from generators.local.groups import GroupKey
 from generators.local.slice_model import Layer, SliceModel
 from generators.local.two_sample import told_apart
 from generators.seeds import stream
-from train_generators.layers import LayerBatches, dependence
+from train_generators.layers import MOST, LayerBatches, dependence
 from train_generators.slice_source import Slices
 from train_generators.slices import SliceGroup
 from train_generators.vae_config import VAEConfig
@@ -100,7 +100,8 @@ def bounds(model: SliceModel, batch: Any, slices: Tensor, generator: torch.Gener
 
 def shared(model: SliceModel, data: LayerBatches, generator: torch.Generator) -> dict[str, float]:
     """`dependence` of slices of trained layers and, under the same names with `_drawn`, of layers drawn as these."""
-    some = LayerBatches(model, data.slices.of(data.slices.networks[:COMPARED]))
+    each = math.ceil(len(data.slices) / len(data.slices.networks))
+    some = LayerBatches(model, data.slices.of(data.slices.networks[: min(COMPARED, max(1, MOST // each))]))
     trained, layers = zip(*some.tensors(), strict=True)
     ours = [model.standardised(model.draw(layer, generator)).reshape(layer.rows, layer.length, -1) for layer in layers]
     generated = {f"{name}_drawn": figure for name, figure in dependence(ours).items()}
@@ -162,4 +163,11 @@ def finish(key: GroupKey, model: SliceModel, data: SliceGroup, config: VAEConfig
     model.calibrate(train, source.layers(JUDGED), stream(config.seed, "calibrate", str(key)))
     model.zoo_gain.fill_(1.0 if math.isnan(data.gain) else data.gain)
     model.zoo_std.fill_(data.std)
-    return {**judge(model, data, seed=config.seed), "second_moment_ratio_raw": ratio}
+    figures = {**judge(model, data, seed=config.seed), "second_moment_ratio_raw": ratio}
+    if figures["covariance_error"] > figures["covariance_error_white"]:
+        log.warning(
+            "weight group %s: samples are further from held-out networks (covariance error %.2f) than white noise "
+            "is (%.2f); %d slices are too few, collect more networks",
+            key, figures["covariance_error"], figures["covariance_error_white"], len(data.train),
+        )  # fmt: skip
+    return figures

@@ -120,6 +120,10 @@ class FilterVAE(SliceModel):
         self.register_buffer("least_facts", torch.zeros(FACTS))
         self.register_buffer("most_facts", torch.zeros(FACTS))
 
+    @property
+    def normal(self) -> int:
+        return self.latent - FACTS
+
     def encode(self, batch: Patches, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Posterior samples `[N, latent]`, means of each kind of latents, and their cost in nats per slice."""
         energy = batch.slices.square().mean(1, keepdim=True)

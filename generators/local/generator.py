@@ -69,10 +69,10 @@ class LocalGenerator(Generator):
         """The slice model of a weight group."""
         return cast(SliceModel, self.groups[str(key)])
 
-    def group_of(self, info: ParameterInfo) -> tuple[GroupKey, GroupKey] | str:
+    def group_of(self, info: ParameterInfo, depth: float) -> tuple[GroupKey, GroupKey] | str:
         """The weight group of a parameter and the one that serves it, or why none does."""
         sizes = dict(patch=self.config.patch, depth_buckets=self.config.depth_buckets)
-        key = group_key(info.role, info.shape, info.depth, **sizes)
+        key = group_key(info.role, info.shape, depth, **sizes)
         if key is None:
             return f"{self.name} models kernels and matrices only"
         if info.output:
@@ -94,16 +94,21 @@ class LocalGenerator(Generator):
 
     @torch.no_grad()
     def propose(self, model: nn.Module, request: Request) -> Proposal:
-        """Values for every parameter; the draws of a tensor depend on seed, member and its name only."""
+        """Values for every parameter; the draws of a tensor depend on seed, member and its name only.
+
+        Depth is counted in registration order, as in the zoo, whether or not a later step had the model traced.
+        """
         proposal = Proposal()
+        last = max((info.order for info in request.inventory), default=0)
         for info in request.inventory:
-            served = self.group_of(info)
+            depth = info.order / max(last, 1)
+            served = self.group_of(info, depth)
             if isinstance(served, str):
                 HE.fill(proposal, info, request, because=served)
                 continue
             key, found = served
             slices, draws = self.model(found), stream(request.seed, self.kind_name, request.member, info.name)
-            values = slices.draw(Layer.of(key, info.shape, info.depth), draws)
+            values = slices.draw(Layer.of(key, info.shape, depth), draws)
             if found.shape != key.shape:
                 values = resized(values, key.shape, draws)
             proposal.values[info.name] = key.join(self.scaled(values, slices, info), info.shape).cpu()

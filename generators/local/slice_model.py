@@ -80,7 +80,7 @@ class SliceModel(nn.Module, ABC):
 
     Attributes:
         grid: `(h, w)` as convolutions see a slice: one of one axis as a row, one of three with the last two in a row.
-        latent: standard normal numbers that a slice is decoded from.
+        latent: numbers that a slice is decoded from; the first `normal` of them are standard normal.
         summary, paper: for the card of a generator.
         whole_layers: it learns from whole layers, not from single slices; then `batch` below is something else.
         least_active: with fewer active units, or codes, samples cannot differ: the model has collapsed.
@@ -115,6 +115,11 @@ class SliceModel(nn.Module, ABC):
             self.register_buffer(name, torch.eye(self.size))
         for name in ("unit_std", "zoo_gain", "zoo_std"):
             self.register_buffer(name, torch.ones(()))
+
+    @property
+    def normal(self) -> int:
+        """How many of the `latent` numbers are draws."""
+        return self.latent
 
     @abstractmethod
     def loss(self, batch: Any, generator: torch.Generator, *, beta: float) -> tuple[Tensor, dict[str, Tensor]]:

@@ -92,7 +92,7 @@ def two_sample_auroc(generated: Tensor, learn: Tensor, judge: Tensor, *, seed: i
 
 
 def told_apart(generated: Tensor, first: Tensor, second: Tensor, *, seed: int) -> dict[str, float]:
-    """The two-sample test of generated slices, and of what He draws, against two sets of trained networks.
+    """The two-sample test of generated slices, of what He draws, and of a normal, against two sets of trained networks.
 
     Each set is learned from once and judged on once; figures are means of both.
 
@@ -103,13 +103,21 @@ def told_apart(generated: Tensor, first: Tensor, second: Tensor, *, seed: int) -
 
     Returns:
         `auroc`: of the generated slices (0.5 is right);
-        `auroc_he`: of white noise of the same second moment as the trained slices.
+        `auroc_he`: of white noise of the same second moment as the trained slices;
+        `auroc_normal`: of normal slices with mean and covariance of the first set, which is all that calibration gives.
     """
     power = torch.cat([first, second]).double().square().mean().item()
     white = torch.randn(generated.shape, generator=stream(seed, "he")) * power**0.5
+    values, vectors = torch.linalg.eigh(covariance(first))
+    noise = torch.randn(generated.flatten(1).shape, generator=stream(seed, "normal"))
+    coloured = noise @ (values.clamp_min(0).sqrt() * vectors).float().T + first.flatten(1).mean(0)
 
     def both(slices: Tensor) -> float:
         there, back = ((first, second), (second, first))
         return (two_sample_auroc(slices, *there, seed=seed) + two_sample_auroc(slices, *back, seed=seed)) / 2
 
-    return {"auroc": both(generated), "auroc_he": both(white)}
+    return {
+        "auroc": both(generated),
+        "auroc_he": both(white),
+        "auroc_normal": both(coloured.reshape(generated.shape)),
+    }

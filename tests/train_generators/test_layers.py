@@ -14,6 +14,7 @@ from generators.local.filter_vae import FilterVAE, Patches, facts_of
 from generators.local.groups import GroupKey
 from generators.local.slice_model import Layer
 from generators.seeds import stream
+from train_generators import layers as layers_module
 from train_generators.layers import PATCH, LayerBatches, dependence
 from train_generators.slice_source import Slices, TensorStack
 from train_generators.slices import SliceGroup
@@ -124,3 +125,14 @@ def test_slices_share_their_latents_in_a_drawn_layer(data):
     assert torch.equal(latents[:1, :, each : 2 * each].expand(7, 5, each), latents[..., each : 2 * each])
     assert len(latents[..., 2 * each + 3 :].flatten(0, 1).unique(dim=0)) == 35
     assert torch.equal(made.draw(layer, stream(0, "draw")), made.draw(layer, stream(0, "draw")))
+
+
+def test_layers_to_draw_are_those_of_all_networks_or_of_a_large_zoo_some(data, monkeypatch):
+    source = LayerBatches(model(data), data.train)
+    everything = source.layers(100)
+    assert len(everything) == len(SHAPES) * NETWORKS
+    monkeypatch.setattr(layers_module, "MOST", 2000)
+    some = source.layers(100)
+    assert 100 <= sum(each.count for each in some) < 100 + max(each.count for each in everything)
+    assert set(some) <= set(everything)
+    assert {each for count in range(100, 2000, 100) for each in source.layers(count)} == set(everything)

@@ -12,8 +12,8 @@ from collect import zoo_file
 from collect.data import ImageSet
 from collect.population import train
 from collect.recipe import Recipe
-from generators.checkpoint import load
-from generators.errors import ConfigError
+from generators.checkpoint import load, save
+from generators.errors import ConfigError, ZooError
 from generators.local.config import LocalConfig
 from generators.local.generator import SLICE_MODELS, LocalGenerator
 from generators.local.groups import GroupKey
@@ -43,8 +43,9 @@ def test_traversal_follows_the_latents_of_greatest_effect(kind: str) -> None:
             codes[0, latent] = value
             return (model.shift + model.decode(codes) @ model.colour.T).reshape(3, 3)
 
-        effects = [(at(latent, 3.0) - at(latent, -3.0)).square().mean().item() for latent in range(model.latent)]
+        effects = [(at(latent, 3.0) - at(latent, -3.0)).square().mean().item() for latent in range(model.normal)]
     assert slices.shape == (3, 9, 3, 3)
+    assert model.normal == model.latent - (3 if kind == "filter-vae" else 0), "facts of the layer are no draws"
     for place, latent in enumerate(chosen):
         assert effects[latent] == pytest.approx(sorted(effects)[-1 - place], rel=1e-3, abs=1e-9)
         for step, value in enumerate(local_plots.STEPS):
@@ -69,6 +70,18 @@ def test_the_command_draws_every_picture(zoo: Path, tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match="noise-ghn"):
         local_plots.main(checkpoint="noise-ghn-digits", zoo=zoo, out=tmp_path)
+
+
+def test_networks_are_those_that_the_generator_was_fitted_on(images: ImageSet, tmp_path: Path) -> None:
+    """Those of a zoo without He networks, for a generator fitted with `--init any`."""
+    zoo_file.write(train(Recipe(architecture="resnet-8-w4", init="xavier", epochs=1), [0], images), tmp_path / "zoo")
+    generator = load("conv-vae-digits")
+    with pytest.raises(ZooError, match="started from 'he'"):
+        local_plots.main(checkpoint="conv-vae-digits", zoo=tmp_path / "zoo", out=tmp_path)
+    generator.card["training"] = {**generator.card.get("training", {}), "init": "any"}
+    save(generator, tmp_path / "any")
+    local_plots.main(checkpoint=str(tmp_path / "any"), zoo=tmp_path / "zoo", out=tmp_path)
+    assert (tmp_path / "kernels.png").exists()
 
 
 def test_what_is_shown_as_trained_is_of_unit_spread(zoo: Path) -> None:

@@ -187,5 +187,5 @@ def test_the_command_line_fits_and_shows_a_table(folder, tmp_path, capsys):
     out = tmp_path / "vae"
     cli.main(["vae", "--zoo", str(folder), "--out", str(out), "--steps", "120", "--scale", "zoo", "--name", "mine"])
     shown = capsys.readouterr().out
-    assert "conv_weight-3x3-0" in shown and "9/9" in shown
+    assert "conv_weight-3x3-0" in shown and "9/9" in shown and "told apart" in shown and "…" not in shown
     assert load(out).name == "mine" and load(out).config.scale == "zoo"

@@ -50,7 +50,11 @@ def _compare_architecture(choices: Sequence[Choice], config: CompareConfig) -> l
                 step=int(arm.steps[index]),
                 epoch=float(arm.epochs[index]),
                 accuracy=spread(arm.curves[:, index]),
+                loss=spread(arm.losses[:, index]),
                 difference=None if is_baseline else differences[index],
+                loss_difference=None
+                if is_baseline
+                else paired(arm.losses[arm.for_seeds(common), index], base.losses[base.for_seeds(common), index]),
                 p_holm=None,
             )
             for index in horizon_indices(arm.steps, config.horizons)

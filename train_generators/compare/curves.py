@@ -61,6 +61,11 @@ class Arm:
         return self.metrics["test_accuracy"]
 
     @property
+    def losses(self) -> np.ndarray:
+        """Test loss `[K, E]`; NaN where the zoo holds none."""
+        return self.metrics.get("test_loss", np.full_like(self.curves, np.nan))
+
+    @property
     def final(self) -> np.ndarray:
         """Test accuracy at the end `[K]`, NaN for runs that did not finish."""
         return np.where(self.finished, self.curves[:, -1], np.nan)

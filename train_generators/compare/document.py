@@ -35,9 +35,9 @@ was no choice.
 """
 
 HORIZONS_LEGEND = """
-Test accuracy in % (mean ± standard deviation over runs) at the evaluations nearest to the chosen horizons; difference
-to {baseline} in points, paired by seed, with its 95 % interval; p raw and after Holm's correction. Evaluations are
-{spacing} steps apart; step {last} is the end (epoch {epoch:g}).
+Test accuracy in % and test loss (mean ± standard deviation over runs) at the evaluations nearest to the chosen
+horizons; difference of accuracy to {baseline} in points, paired by seed, with its 95 % interval; p raw and after Holm's
+correction. Evaluations are {spacing} steps apart; step {last} is the end (epoch {epoch:g}).
 """
 
 KERNELS_LEGEND = """
@@ -88,9 +88,9 @@ def _horizons(result: ComparisonResult, architecture: str) -> str:
             pairs, p = (str(gap.n), p_value(gap.p)) if gap else ("", "")
             cells.append([
                 str(horizon.step), row.label, percent(horizon.accuracy), difference(gap), pairs, p,
-                p_value(horizon.p_holm),
+                p_value(horizon.p_holm), f"{horizon.loss.mean:.3f} ± {horizon.loss.std:.3f}",
             ])  # fmt: skip
-    headings = ["step", "initialiser", "accuracy %", f"difference to {rows[0].label}", "pairs", "p", "p (Holm)"]
+    headings = ["step", "initialiser", "accuracy %", f"difference to {rows[0].label}", "pairs", "p", "p (Holm)", "loss"]
     end, spacing = rows[0].horizons[-1], np.diff(rows[0].arm.steps)
     legend = HORIZONS_LEGEND.format(
         baseline=rows[0].label, spacing=f"{np.median(spacing):.0f}", last=end.step, epoch=end.epoch

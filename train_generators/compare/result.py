@@ -18,12 +18,17 @@ from train_generators.compare.statistics import Paired, Spread
 
 @dataclass(frozen=True)
 class Horizon:
-    """Test accuracy at one evaluation; `difference` to the baseline and `p_holm` are None for the baseline itself."""
+    """Test accuracy and loss at one evaluation; differences to the baseline and `p_holm` are None for the baseline.
+
+    Only accuracies are tested: `p_holm` is theirs. Of zoos that hold no test loss it is NaN.
+    """
 
     step: int
     epoch: float
     accuracy: Spread
+    loss: Spread
     difference: Paired | None
+    loss_difference: Paired | None
     p_holm: float | None
 
 
@@ -122,6 +127,11 @@ def flat_figures(rows: Sequence[Row]) -> dict[str, float]:
         for horizon in row.horizons:
             values[f"step_{horizon.step}/accuracy_mean"] = horizon.accuracy.mean
             values[f"step_{horizon.step}/accuracy_std"] = horizon.accuracy.std
+            values[f"step_{horizon.step}/loss_mean"] = horizon.loss.mean
+            values[f"step_{horizon.step}/loss_std"] = horizon.loss.std
+            if horizon.loss_difference is not None:
+                for name in ("mean", "low", "high"):
+                    values[f"step_{horizon.step}/loss_difference_{name}"] = getattr(horizon.loss_difference, name)
             if horizon.difference is not None and horizon.p_holm is not None:
                 for name in ("n", "mean", "low", "high", "p"):
                     values[f"step_{horizon.step}/difference_{name}"] = getattr(horizon.difference, name)

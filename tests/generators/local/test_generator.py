@@ -67,6 +67,19 @@ def test_every_tensor_is_generated_or_a_fallback_with_its_reason(name):
     assert "leaves the output layer to He" in report.fallbacks[classifier]
 
 
+@pytest.mark.parametrize("later", ["zero-gamma", "emergence"])
+def test_a_later_step_that_needs_the_graph_moves_no_draw(later):
+    """Depth is that of the zoo, registration order; on the graph the shortcuts of a ResNet lie elsewhere."""
+    plain, chained = torchvision.models.resnet18(), torchvision.models.resnet18()
+    first = init(plain, "conv-vae-digits", seed=3)
+    second = init(chained, f"conv-vae-digits+{later}", seed=3)
+    named = dict(chained.named_parameters())
+    for name, how in first.generated.items():
+        assert second.generated[name].startswith(how.split(",")[0]), name
+        if later == "zero-gamma" and name in named and named[name].ndim > 1:
+            assert torch.equal(plain.get_parameter(name), named[name]), name
+
+
 def test_an_unseen_kernel_size_is_a_named_fallback():
     report = init(torchvision.models.resnet18(), generator(), seed=0)
     assert "fitted on no 7x7 kernels, only on 3x3 kernels, row patches of 8" in report.fallbacks["conv1.weight"]

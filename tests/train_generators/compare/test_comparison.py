@@ -69,6 +69,10 @@ def test_curves_and_differences_are_those_of_the_zoo(result, zoo):
     last = 2 * (len(data.load("digits").train) // 64)
     assert figures[f"{RESNET}/xavier/step_{last}/difference_mean"] == pytest.approx((xavier - he).mean(), abs=1e-7)
     assert figures[f"{RESNET}/xavier/step_{last}/difference_n"] == SEEDS
+    losses = {(one["init"], one["seed"]): one["test_loss"] for one in runs}
+    gaps = [losses["xavier", seed] - losses["he", seed] for seed in range(SEEDS)]
+    assert figures[f"{RESNET}/he/step_{last}/loss_mean"] == pytest.approx(np.mean([losses["he", s] for s in range(5)]))
+    assert figures[f"{RESNET}/xavier/step_{last}/loss_difference_mean"] == pytest.approx(np.mean(gaps), abs=1e-6)
 
 
 def test_ensembles_are_those_of_the_stored_networks(result, zoo, images):
