@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from generators.generator import Generator
 from generators.initialiser import Kind, Proposal, Request
-from generators.inventory import ParameterInfo
+from generators.inventory import ParameterInfo, Role
 from generators.local.config import LocalConfig, LocalKind
 from generators.local.filter_vae import FilterVAE
 from generators.local.groups import GroupKey, explained, group_key, nearest
@@ -40,7 +40,7 @@ SLICE_MODELS: dict[LocalKind, type[SliceModel]] = {
 
 
 class LocalGenerator(Generator):
-    """Draws convolution kernels and row patches of matrices; leaves the rest, and the output layer, to He.
+    """Draws convolution kernels and row patches of matrices; leaves the rest, and a linear output layer, to He.
 
     Args:
         config: what it is made of.
@@ -75,7 +75,7 @@ class LocalGenerator(Generator):
         key = group_key(info.role, info.shape, depth, **sizes)
         if key is None:
             return f"{self.name} models kernels and matrices only"
-        if info.output:
+        if info.output and info.role is not Role.CONV_WEIGHT:  # only a trace tells that a convolution is one
             return f"{self.name} leaves the output layer to He"
         found = nearest(key, self.keys, most_stretch=self.config.most_stretch)
         if found is None:
