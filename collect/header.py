@@ -21,7 +21,11 @@ from collect.population import TensorSpec
 from collect.recipe import ADDED, Recipe
 from collect.tables import rows_of, table_of
 
-DEFAULTS = {field.name: field.default for field in fields(Recipe)}
+# As columns hold them, which have lists as JSON.
+DEFAULTS = {
+    field.name: json.dumps(field.default) if isinstance(field.default, tuple) else field.default
+    for field in fields(Recipe)
+}
 _encode = json.JSONEncoder(sort_keys=True).encode  # `json.dumps` makes an encoder for every row
 
 

@@ -186,7 +186,7 @@ class SliceModel(nn.Module, ABC):
     @torch.no_grad()
     def calibrate(self, slices: Tensor, layers: Iterable[Layer], generator: torch.Generator) -> None:
         """Give what `draw` makes for `layers` the mean and covariance of `slices` `[N, *shape]`, by one linear map."""
-        ours = torch.cat([chunk for layer in layers for chunk in self._chunks(layer, generator)]).double()
+        ours = torch.cat([torch.cat([*self._chunks(each, generator)])[: each.count] for each in layers]).double()
         target, mean = covariance(slices), slices.flatten(1).double().mean(0)
         colour = _power(target, 0.5) @ _power(covariance(ours), -0.5)
         self.colour.copy_(colour)

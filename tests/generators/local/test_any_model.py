@@ -56,7 +56,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
             "features.1.0.block.0.weight": f"{FIRST}, resized to 7x7 kernels",
             "features.1.0.block.3.weight": PATCHES,
             "features.2.1.weight": "resized to 2x2 kernels",
-            "features.3.0.block.0.weight": f"{FIRST}, resized to 7x7 kernels",
+            "features.3.0.block.0.weight": f"{LAST}, resized to 7x7 kernels",
             "features.1.0.layer_scale": "local models kernels and matrices only",
             "classifier.2.weight": HE,
         },
