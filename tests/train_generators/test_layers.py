@@ -105,7 +105,7 @@ def test_a_patch_holds_slices_of_its_rows_and_columns(data):
 
 def test_it_learns_what_slices_of_a_filter_and_of_an_input_have_in_common(data):
     made = model(data)
-    config = VAEConfig(kind="filter-vae", steps=300, batch_size=256)
+    config = VAEConfig(kind="filter-vae", steps=600, batch_size=256)
     for _ in steps(made, data, torch.optim.Adam(made.parameters()), config, first=0):
         pass
     row = finish(KEY, made, data, config)
