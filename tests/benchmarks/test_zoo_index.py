@@ -17,8 +17,8 @@ def test_figures_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert set(module.MEANING) < set(figures) and {"git_commit", "torch_version", "machine"} < set(figures)
     assert figures["index_runs"] == 2000 and figures["index_files"] == 8 and figures["index_files_small_files"] == 250
-    assert 0 < figures["index_filter_s"] < 2 and 0 < figures["index_open_s"] < 2
+    assert figures["index_filter_s"] > 0 and figures["index_open_s"] > 0
     for name in ("status_s", "resume_s"):
-        assert 0 < figures[name] < 5 and 0 < figures[f"{name}_small_files"] < 5
+        assert figures[name] > 0 and figures[f"{name}_small_files"] > 0
     assert "index_open_s" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]

@@ -99,15 +99,14 @@ def test_when_the_caller_goes_so_do_the_workers(tmp_path: Path, number: signal.S
     assert caller.wait(timeout=60) == (-number if number == signal.SIGKILL else EXIT_INTERRUPTED)
 
 
-def test_a_tick_costs_next_to_nothing() -> None:
+def test_a_tick_without_news_sends_nothing() -> None:
     """It is called at every training step, of about a millisecond."""
     sent: list[tuple] = []
     stop = threading.Event()
     tick = stoppable(lambda *progress: sent.append(progress), stop)
-    start = time.perf_counter()
-    for _ in range(10_000):
+    for _ in range(100):
         tick()
-    assert (time.perf_counter() - start) / 10_000 < 1e-4  # a tenth of a step, on the busiest machine
+    assert not sent
     tick("task", 0.5)
     stop.set()
     with pytest.raises(Interrupted):
