@@ -1,0 +1,176 @@
+"""Which part of a generated start is it worth training from? The start is taken apart and what is left is trained.
+
+Each dissection is a refining step of its own, registered here, so that "noise-ghn-cifar10-long+rotated" is a chain like
+any other; the layers keep their spread. Of a weight read as a matrix W of n outputs with m inputs:
+
+    shuffled         the entries in another order: the histogram is left
+    rotated          Q W P with random orthogonal Q, P: the singular values are left
+    mixed-outputs    Q W: also which directions of its inputs a layer reads, but not which channel holds what
+    permuted-inputs  input channels in another order: filters are whole, layers do not fit each other
+    classifier-he    the classifier redrawn by He: the convolutions are left
+    body-he          all but the classifier redrawn by He: the classifier is left
+
+One network per start and seed, the same seeds and images for all.
+
+    python benchmarks/anatomy.py --json anatomy.json --data data/cifar10.npz [--quick] [--out runs/anatomy]
+
+Leaves zoo and report of the comparison in --out; given again, it goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Path(place) != Path(__file__).parent)]
+
+import torch  # noqa: E402
+import tyro  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from benchmarks.measuring import store  # noqa: E402
+from collect.plan import plan  # noqa: E402
+from collect.recipe import Recipe  # noqa: E402
+from collect.runner import collect  # noqa: E402
+from generators.commandline import progress, run  # noqa: E402
+from generators.initialiser import Kind, Proposal, Request, register  # noqa: E402
+from generators.inventory import ParameterInfo  # noqa: E402
+from generators.refining.stored import matrices, outputs_first  # noqa: E402
+from generators.seeds import stream  # noqa: E402
+from train_generators.compare import CompareConfig  # noqa: E402
+from train_generators.compare import run as compare  # noqa: E402
+
+
+def orthogonal(size: int, draw: torch.Generator) -> Tensor:
+    """`[size, size]`, uniform over rotations and reflections."""
+    factor, triangle = torch.linalg.qr(torch.randn(size, size, generator=draw))
+    return factor * triangle.diagonal().sign()
+
+
+def _from_matrix(matrix: Tensor, value: Tensor, info: ParameterInfo) -> Tensor:
+    """`matrix` in the form in which `value` is stored, the inverse of `matrices`."""
+    rows = outputs_first(value, info)
+    return outputs_first(matrix.reshape(rows.shape), info)
+
+
+def shuffled(value: Tensor, info: ParameterInfo, draw: torch.Generator) -> Tensor:
+    """The histogram is left."""
+    return value.flatten()[torch.randperm(value.numel(), generator=draw)].view_as(value)
+
+
+def rotated(value: Tensor, info: ParameterInfo, draw: torch.Generator) -> Tensor:
+    """The singular values are left."""
+    matrix = matrices(value, info)
+    left, right = (orthogonal(size, draw) for size in matrix.shape[1:])
+    return _from_matrix(left @ matrix @ right, value, info)
+
+
+def mixed_outputs(value: Tensor, info: ParameterInfo, draw: torch.Generator) -> Tensor:
+    """The singular values and the directions of the inputs are left."""
+    matrix = matrices(value, info)
+    return _from_matrix(orthogonal(matrix.shape[1], draw) @ matrix, value, info)
+
+
+def permuted_inputs(value: Tensor, info: ParameterInfo, draw: torch.Generator) -> Tensor:
+    """Every filter is left, but reads other channels."""
+    rows = outputs_first(value, info)
+    return outputs_first(rows[:, torch.randperm(rows.shape[1], generator=draw)], info)
+
+
+def redrawn(value: Tensor, info: ParameterInfo, draw: torch.Generator) -> Tensor:
+    """Nothing is left: He's."""
+    return torch.randn(value.shape, generator=draw) * (2 / info.fan_in) ** 0.5
+
+
+@dataclass(frozen=True)
+class Dissection:
+    """A refining step that replaces the weights of layers.
+
+    Attributes:
+        name: what chains call it.
+        replace: value, its facts and a stream of random numbers to the new value.
+        layers: which ones.
+    """
+
+    name: str
+    replace: Callable[[Tensor, ParameterInfo, torch.Generator], Tensor]
+    layers: Callable[[ParameterInfo], bool] = lambda info: True
+    kind = Kind.REFINING
+
+    def propose(self, model: nn.Module, request: Request) -> Proposal:
+        """New values for every chosen weight of two or more axes."""
+        values = {}
+        for name, parameter in model.named_parameters():
+            info = request.inventory[name]
+            if parameter.ndim > 1 and self.layers(info):
+                draw = stream(request.seed, "anatomy", self.name, request.member, name)
+                values[name] = self.replace(parameter.detach(), info, draw)
+        return Proposal(values, dict.fromkeys(values, self.name))
+
+
+DISSECTIONS = (
+    Dissection("shuffled", shuffled),
+    Dissection("rotated", rotated),
+    Dissection("mixed-outputs", mixed_outputs),
+    Dissection("permuted-inputs", permuted_inputs),
+    Dissection("classifier-he", redrawn, lambda info: info.output),
+    Dissection("body-he", redrawn, lambda info: not info.output),
+)
+for _dissection in DISSECTIONS:
+    register(_dissection.name, kind=Kind.REFINING, summary=str(_dissection.replace.__doc__))(
+        lambda found=_dissection: found
+    )
+
+RECIPE = Recipe(
+    architecture="resnet-20-w16", epochs=1, batch_size=128, augmentation="flip-crop", weight_decay=1e-4,
+    evaluations_per_epoch=3, evaluation_steps=(50, 200), precision="bfloat16",
+)  # fmt: skip
+
+
+def benchmark(
+    *,
+    json_file: Annotated[Path, tyro.conf.arg(name="json")],
+    data: str = "cifar10",
+    start: str = "noise-ghn-cifar10-long",
+    lr: float = 0.1,
+    he_lr: float = 0.05,
+    runs: int = 3,
+    first_seed: int = 3,
+    workers: int = 0,
+    quick: bool = False,
+    out: Path = Path("runs/anatomy"),
+) -> None:
+    """Take a generated start apart and train from what is left.
+
+    Args:
+        json_file: Where the figures go.
+        data: Data set, or the path of an .npz.
+        start: The generator.
+        lr: Learning rate of all starts.
+        he_lr: He is also trained at this one, its best.
+        runs: Networks per start.
+        first_seed: Seed of the first of them.
+        workers: Processes; 0 trains in this one.
+        quick: A tiny version on the digits that means nothing.
+        out: Folder of zoo and report.
+    """
+    recipe = replace(RECIPE, data=data)
+    if quick:
+        recipe = replace(recipe, data="digits", architecture="resnet-8-w4", augmentation="none", evaluation_steps=())
+    chains = ["he", start, *(f"{start}+{dissection.name}" for dissection in DISSECTIONS)]
+    recipes = [replace(recipe, init=chain, lr=lr) for chain in chains]
+    if he_lr != lr:
+        recipes.append(replace(recipe, init="he", lr=he_lr))
+    with progress("training from what is left", len(recipes) * runs) as bar:
+        collect(plan(recipes, runs=runs, first_seed=first_seed), out / "zoo", workers=workers, on_progress=bar)
+    config = CompareConfig(zoo=(out / "zoo",), out=out / "report", horizons=(0, 50, 117, 200, 351), shifts=())
+    result = compare(config)
+    store(json_file, result.figures, start=start, lr=lr, runs=runs)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    raise SystemExit(run(lambda: tyro.cli(benchmark)))
