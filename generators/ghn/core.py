@@ -63,6 +63,14 @@ def kernel_basis(kernel: tuple[int, ...], *, device: torch.device | None = None)
     return torch.einsum("hk,wl->hwkl", height, width).reshape(-1, GRID * GRID)
 
 
+@functools.lru_cache(maxsize=128)
+@plain_tensors()
+def kernel_root(kernel: tuple[int, ...]) -> Tensor:
+    """`[s, GRID * GRID]` with the Gram matrix of `kernel_basis` and no more rows than columns."""
+    basis = kernel_basis(kernel)
+    return basis if len(basis) <= GRID * GRID else torch.linalg.qr(basis.double()).R.to(basis)
+
+
 @dataclass(frozen=True)
 class Readings:
     """A table as layers of several sizes read it.
@@ -99,18 +107,28 @@ def spread(cores: Tensor, columns: Tensor, kernel: Tensor) -> Tensor:
     return (taken @ columns.mT).mT.flatten(-2)
 
 
-def _right_gram(cores: Tensor, column_gram: Tensor, kernel_gram: Tensor) -> Tensor:
-    """`right right^T` `[M, T, R, R]` for `right = spread(cores, ...)`, from the Gram matrices of its tables.
+def _right_gram(cores: Tensor, column_gram: Tensor, kernels: Sequence[tuple[int, ...]]) -> Tensor:
+    """`right right^T` `[M, T, R, R]` for `right = spread(cores, ...)`, without the inputs: for each kernel in turn.
 
     Args:
         cores: `[M, T, R, R, GRID * GRID]`.
-        column_gram: `[T, R, R]`.
-        kernel_gram: `[T, GRID * GRID, GRID * GRID]`.
+        column_gram: V^T V of each target, `[T, R, R]`, in the precision of the result.
+        kernels: of the targets.
     """
-    shape = cores.mT.shape[-3:]  # R, GRID * GRID, R
-    met = (cores.flatten(-3, -2) @ kernel_gram).unflatten(-2, cores.shape[-3:-1]).mT
-    met = (met.flatten(-3, -2) @ column_gram).unflatten(-2, shape[:2])
-    return cores.mT.flatten(-2) @ met.flatten(-2).mT
+    targets: dict[tuple[int, ...], list[int]] = {}
+    for target, kernel in enumerate(kernels):
+        targets.setdefault((1, 1, *kernel)[-2:], []).append(target)
+    found = []
+    for kernel, chosen in targets.items():
+        index = torch.tensor(chosen, device="cpu").to(cores.device)
+        root = kernel_root(kernel).to(cores)
+        taken = cores.index_select(1, index)
+        taken = (taken if kernel == (GRID, GRID) else taken @ root.mT).mT  # [M, T', R, s, R]
+        taken = taken.to(column_gram.dtype, memory_format=torch.contiguous_format)
+        met = taken.flatten(-3, -2) @ column_gram.index_select(0, index)
+        found.append(taken.flatten(-2) @ met.unflatten(-2, taken.shape[-3:-1]).flatten(-2).mT)
+    order = torch.tensor([target for chosen in targets.values() for target in chosen], device="cpu").argsort()
+    return torch.cat(found, dim=1).index_select(1, order.to(cores.device))
 
 
 def _row_size(group: Group) -> int:
@@ -152,13 +170,12 @@ class CoreDecoder(Decoder):
         targets = self.targets(groups, node_vectors)
         counts = [len(group.names) for group in groups]
         norms = self.norms(groups, targets).split(counts, dim=1)
-        rows, columns, kernels = self.readings(groups)
+        rows, columns = self.readings(groups)
         each_target = [group for group in groups for _ in group.names]
         row_gram = rows.grams_of([_row_size(group) for group in each_target])
         column_gram = columns.grams_of([group.inputs for group in each_target])
-        kernel_gram = kernels.grams_of([group.kernel for group in each_target])
         cores = self.cores(targets)
-        right_gram = _right_gram(cores.to(row_gram.dtype), column_gram, kernel_gram)
+        right_gram = _right_gram(cores, column_gram, [group.kernel for group in each_target])
         between = equaliser(row_gram, right_gram, self.settings.spectrum_steps)
         cores = (between @ cores.to(between).flatten(-2)).to(cores).unflatten(-1, cores.shape[-2:])
         found: Sequence[Tensor | None] = [None] * len(groups)
@@ -168,7 +185,8 @@ class CoreDecoder(Decoder):
             values = largest_of_product(row_gram, between @ right_gram @ between.mT, start)
             found = values.to(cores).split(counts, dim=1)
         for group, own, norm, value in zip(groups, cores.split(counts, dim=1), norms, found, strict=True):
-            right = spread(own, columns.values[group.inputs], kernels.values[group.kernel])
+            basis = kernel_basis(group.kernel, device=self.rows.device).to(own)
+            right = spread(own, columns.values[group.inputs], basis)
             yield Part(rows.values[_row_size(group)], right, norm, value)
 
     def cores(self, targets: Tensor) -> Tensor:
@@ -176,14 +194,10 @@ class CoreDecoder(Decoder):
         rank = self.settings.rank
         return self.head(nn.functional.gelu(self.hidden(targets))).unflatten(-1, (rank, rank, GRID * GRID))
 
-    def readings(self, groups: Sequence[Group]) -> tuple[Readings, Readings, Readings]:
-        """The tables of rows, columns and kernel positions as the groups read them; each size is read once."""
+    def readings(self, groups: Sequence[Group]) -> tuple[Readings, Readings]:
+        """The tables of rows and columns as the groups read them; each size is read once."""
         rows: dict[Any, Tensor] = {}
         for size in dict.fromkeys(_row_size(group) for group in groups):
             rows[size] = self.class_codes if size == CLASSES else read_table(self.rows, size)
         columns = {size: read_table(self.columns, size) for size in dict.fromkeys(group.inputs for group in groups)}
-        kernels = {
-            size: kernel_basis(size, device=self.rows.device).to(self.rows)
-            for size in dict.fromkeys(group.kernel for group in groups)
-        }
-        return Readings.of(rows), Readings.of(columns), Readings.of(kernels)
+        return Readings.of(rows), Readings.of(columns)

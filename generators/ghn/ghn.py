@@ -239,10 +239,10 @@ class GHN(Generator):
             scale = (group.target_std * share * part.norm).tolist()
             noise_scale = (group.target_std * noise_share).tolist()
             for index, (name, block) in enumerate(zip(group.names, group.blocks, strict=True)):
+                matrices = weights[name].unflatten(1, (-1, group.outputs))[:, block].flatten(2)
                 for row, member in rows.items():
                     write(
-                        weights[name][member].unflatten(0, (-1, group.outputs))[block].flatten(1),
-                        part.left, part.right[row, index], scale=scale[row][index],
+                        matrices[member], part.left, part.right[row, index], scale=scale[row][index],
                         noise_scale=noise_scale[row][index],
                         draws=noise_stream(*noise[row], f"{name}[{block}]") if self.config.anchor else None,
                     )  # fmt: skip

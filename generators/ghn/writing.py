@@ -61,16 +61,15 @@ def write(
         noise_scale: of the noise.
         draws: where the noise comes from, on the CPU; None for no noise.
     """
-    small = scale * (right if left is None else left)
-    blocks = row_blocks(*matrix.shape)
-    if draws is not None:
-        eps = torch.empty(max(block.stop - block.start for block in blocks) * matrix.shape[1], device="cpu")
-    for block in blocks:
+    in_place = matrix.device.type == "cpu" and matrix.dtype == torch.float32  # where noise can be drawn as it is
+    for block in row_blocks(*matrix.shape):
         part = matrix[block]
-        if left is None:
-            part.copy_(small[block])
-        else:
-            torch.mm(small[block], right, out=part)
         if draws is not None:
-            noise = eps[: part.numel()].normal_(generator=draws).view(part.shape)
-            part.add_(noise.to(part), alpha=noise_scale)
+            eps = part if in_place else torch.empty(part.shape, device="cpu")
+            part.copy_(eps.normal_(std=noise_scale, generator=draws))  # onto itself costs nothing
+        elif left is None:
+            part.zero_()
+        if left is None:
+            part.add_(right[block], alpha=scale)
+        else:
+            part.addmm_(left[block], right, beta=float(draws is not None), alpha=scale)

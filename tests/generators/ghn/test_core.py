@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from generators.ghn.core import OWN, SHARED, CoreDecoder, interpolation, kernel_basis, read_table
+from generators.ghn.core import OWN, SHARED, CoreDecoder, interpolation, kernel_basis, kernel_root, read_table
 from generators.ghn.decoder import DecoderSettings
 from generators.ghn.plan import Group
 from generators.ghn.spectrum import equalise, largest_singular_value
@@ -110,6 +110,14 @@ def test_kernel_basis_of_the_common_kernels():
     assert torch.equal(kernel_basis(()), torch.eye(9)[4:5])
     assert torch.equal(kernel_basis((1, 1)), torch.eye(9)[4:5])
     assert torch.equal(kernel_basis((3,)), torch.eye(9)[3:6])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernel_root(kernel):
+    """The same products between positions of the grid as the basis, with no more rows than that has columns."""
+    basis, root = kernel_basis(kernel), kernel_root(kernel)
+    assert len(root) == min(len(basis), 9)
+    torch.testing.assert_close(root.T @ root, basis.T @ basis)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 16, 33])
