@@ -1,0 +1,53 @@
+"""He against a generator at each start's own learning rate: the choice, and a tiny study from end to end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collect.zoo import Zoo
+from scripts import BENCHMARKS, load_script
+
+
+def test_a_tiny_study(tmp_path: Path) -> None:
+    """The rate is the one that ends best on validation images, and is used for seeds that the search has not seen."""
+    module = load_script(BENCHMARKS / "unseen.py")
+    module.benchmark(
+        json_file=tmp_path / "figures.json", quick=True, start="orthogonal", architectures=("bare-resnet-8-w4",),
+        rates=(1e-5, 0.1), runs=2, out=tmp_path,
+    )  # fmt: skip
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["runs"] == 2 and "git_commit" in figures
+    searched, compared = Zoo(tmp_path / "search" / "bare-resnet-8-w4"), Zoo(tmp_path / "zoo")
+    ends: dict[str, dict[float, float]] = {}
+    for found in searched.populations:
+        assert list(found.seeds) == [3]
+        column = found.metric_names.index("validation_accuracy")
+        ends.setdefault(found.recipe.init, {})[found.recipe.lr] = found.metrics[0, -1, column]
+    assert sorted(ends) == ["he", "he+lsuv", "orthogonal+lsuv"]
+    for found in compared.populations:
+        tried = ends[found.recipe.init]
+        assert sorted(tried) == [1e-5, 0.1] and tried[found.recipe.lr] == max(tried.values())
+        assert not set(found.seeds) & {3}
+        end = figures[f"bare-resnet-8-w4/{found.recipe.init}/accuracy_end_mean"]
+        assert 0 < end < 1 and figures[f"bare-resnet-8-w4/{found.recipe.init}/runs"] == 2
+
+
+def test_what_diverged_is_no_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = load_script(BENCHMARKS / "unseen.py")
+
+    class Found:
+        metric_names = ("test_loss", "validation_accuracy")
+
+        def __init__(self, lr: float, end: float) -> None:
+            self.recipe, self.metrics = replace(module.RECIPE, lr=lr), np.full((1, 2, 2), end)
+
+    monkeypatch.setattr(
+        module, "Zoo", lambda folder: type("", (), {"populations": [Found(0.3, np.nan), Found(0.1, 0.2)]})
+    )
+    (chosen,) = module.best_rates(tmp_path, [module.RECIPE])
+    assert chosen.lr == 0.1
