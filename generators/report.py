@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import TypeVar
 
 from generators.errors import ProposalError
+
+Row = TypeVar("Row", str, dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,17 @@ class InitReport:
                 f"{self.initialiser}: the report does not account for every tensor exactly once "
                 f"(missing {lost[:5]}, not in the model {extra[:5]}); this is a fault of the initialiser, please tell"
             )
+
+    def prefixed(self, prefix: str) -> InitReport:
+        """The same with names of tensors that begin with `prefix`, as a wrapper of the model calls them."""
+
+        def outside(table: dict[str, Row]) -> dict[str, Row]:
+            return {prefix + name: row for name, row in table.items()}
+
+        return replace(
+            self, generated=outside(self.generated), fallbacks=outside(self.fallbacks), kept=outside(self.kept),
+            statistics=outside(self.statistics),
+        )  # fmt: skip
 
     @property
     def coverage(self) -> float:

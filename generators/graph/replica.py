@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from generators.errors import TraceError
+from generators.wrappers import wrapped_leaf
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _OWN = ("_parameters", "_buffers", "_modules", *_HOOKS, *_BACKWARD_HOOKS)
 _PLAIN = frozenset({type(None), bool, int, float, str})  # what most attributes are, and never changes
-_WRAPPERS = (("torch._dynamo", "_orig_mod"), ("torch.nn.parallel", "module"))  # compiled, or spread over devices
 _DEPTH = 4  # how deep containers in attributes are searched for modules and tensors
 
 
@@ -107,8 +107,7 @@ class Replica:
             hooks = old.__dict__.get(key, {})
             state[key] = OrderedDict((number, hook) for number, hook in hooks.items() if _is_of_torch(hook))
         state.update((key, OrderedDict()) for key in _BACKWARD_HOOKS)
-        wrapped = next((leaf for kind, leaf in _WRAPPERS if type(old).__module__.startswith(kind)), "")
-        if wrapped in old._modules:
+        if wrapped := wrapped_leaf(old):
             state["forward"] = state["_modules"][wrapped]
         new.__dict__.update(state)
 

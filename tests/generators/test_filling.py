@@ -268,7 +268,7 @@ def test_nothing_but_numbers_changes(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", ["he", "he+lsuv", "he+nio", "he+fixup", "noise-ghn-digits"])
 def test_compiled_models_are_filled_as_what_they_were_made_from(spec: str) -> None:
-    """Nothing is compiled for it, for the compiler of this test refuses; draws differ, as the names of tensors do."""
+    """The same bits under other names. Nothing is compiled for it, for the compiler of this test refuses."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("it was compiled")
@@ -279,6 +279,8 @@ def test_compiled_models_are_filled_as_what_they_were_made_from(spec: str) -> No
     first, second = init(model, spec, **given), init(wrapped, spec, **given)
     assert [f"_orig_mod.{name}" for name in first.generated] == list(second.generated)
     assert list(first.generated.values()) == list(second.generated.values())
+    assert set(wrapped.state_dict()) == {*second.generated, *second.fallbacks, *second.kept}
+    assert _same(_state(model), _state(wrapped._orig_mod))
 
 
 # ---- chains and the report
