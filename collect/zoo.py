@@ -44,7 +44,8 @@ def scan(folder: str | Path, *, verify: bool = False) -> tuple[list[Header], dic
     if Path(folder).is_file():
         return packed.read(folder, verify=verify)
     if not Path(folder).is_dir():
-        raise ZooError(f"there is no zoo at {folder}; make one with `python -m collect run --out {folder} ...`")
+        how = f"pack FOLDER {folder}" if Path(folder).suffix == zoo_file.SUFFIX else f"run --out {folder} ..."
+        raise ZooError(f"there is no zoo at {folder}; make one with `python -m collect {how}`")
     read = zoo_file.verify if verify else zoo_file.read_header
     good, bad = [], {}
     for path in sorted(Path(folder).glob(f"*{zoo_file.SUFFIX}")):

@@ -48,10 +48,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def _unusable(path: Path, reason: str) -> DataError:
-    return DataError(
-        f"{path} {reason}; take it out of the folder, or save it anew with "
-        "np.save(path, np.ascontiguousarray(kernels, dtype=np.float32)), kernels of shape [slices, 1, height, width]"
-    )
+    return DataError(f"{path} {reason}")
 
 
 def split_of_file(path: Path, folder: Path) -> str:
@@ -98,8 +95,17 @@ def open_folder(
         )  # fmt: skip
         stacks[key].append(stack)
     if faults:
-        raise DataError("; ".join(map(str, faults)))
+        raise DataError(
+            f"{'; '.join(map(str, faults))}; take such files out of the folder, or save them anew with np.save(path, "
+            "np.ascontiguousarray(kernels, dtype=np.float32)), kernels of shape [slices, 1, height, width]"
+        )
     training = {path.relative_to(folder).as_posix() for path in paths if split_of_file(path, folder) == "train"}
+    if not training:
+        held_out = ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+        raise DataError(
+            f"all files in {folder} are held out by their names ({held_out}), so there is nothing to fit; call the one "
+            "for training train.npy"
+        )
     groups = gather(stacks, training, slices_per_tensor=slices_per_file, prune=prune, ram_limit=ram_limit)
     if not groups:
         raise DataError(f"{folder} holds no slice that is neither zero nor not finite; name another folder")

@@ -217,8 +217,10 @@ def test_bad_files_among_good_are_listed_and_nothing_else_happens_to_them(
 
 
 def test_without_usable_files_the_reasons_are_given(tmp_path: Path) -> None:
-    with pytest.raises(ZooError, match="no zoo at"):
+    with pytest.raises(ZooError, match="no zoo at .*nowhere; make one with `python -m collect run --out"):
         Zoo(tmp_path / "nowhere")
+    with pytest.raises(ZooError, match=r"no zoo at .*nowhere\.h5; make one with `python -m collect pack FOLDER"):
+        Zoo(tmp_path / "nowhere.h5")
     with pytest.raises(ZooError, match="no usable population"):
         Zoo(tmp_path)
     (tmp_path / "foreign.h5").write_text("mine")

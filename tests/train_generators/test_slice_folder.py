@@ -122,7 +122,14 @@ def test_files_that_cannot_be_used_are_named_with_the_reason_and_the_way_out(tmp
 def test_all_bad_files_are_named_at_once(tmp_path):
     for name in ("a.npy", "b.npy"):
         (tmp_path / name).write_bytes(b"no array")
-    with pytest.raises(DataError, match=r"a\.npy.*b\.npy"):
+    with pytest.raises(DataError, match=r"a\.npy.*b\.npy.*save them anew") as told:
+        open_folder(tmp_path)
+    assert str(told.value).count("np.save(") == 1, "the way out is told once"
+
+
+def test_a_folder_without_a_file_for_training_says_why(tmp_path):
+    np.save(tmp_path / "test.npy", np.ones((300, 1, 3, 3), dtype=np.float32))
+    with pytest.raises(DataError, match=r"held out by their names \(test\.npy\).*call the one for training train\.npy"):
         open_folder(tmp_path)
 
 
