@@ -8,6 +8,7 @@ the kind.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -26,6 +27,7 @@ from generators.local.topographic import TopographicVAE
 from generators.local.vae import ConvVAE, LinearVAE
 from generators.local.vector_quantised import VectorQuantisedVAE
 from generators.pointwise import HE
+from generators.refining.stored import outputs_first
 from generators.seeds import derive, stream
 
 SLICE_MODELS: dict[LocalKind, type[SliceModel]] = {
@@ -102,15 +104,17 @@ class LocalGenerator(Generator):
         last = max((info.order for info in request.inventory), default=0)
         for info in request.inventory:
             depth = info.order / max(last, 1)
-            served = self.group_of(info, depth)
+            rows_first = tuple(outputs_first(torch.empty(info.shape, device="meta"), info).shape)
+            served = self.group_of(replace(info, shape=rows_first), depth)
             if isinstance(served, str):
                 HE.fill(proposal, info, request, because=served)
                 continue
             key, found = served
             slices, draws = self.model(found), stream(request.seed, self.kind_name, request.member, info.name)
-            values = slices.draw(Layer.of(key, info.shape, depth), draws)
+            values = slices.draw(Layer.of(key, rows_first, depth), draws)
             if found.shape != key.shape:
                 values = resized(values, key.shape, draws)
-            proposal.values[info.name] = key.join(self.scaled(values, slices, info), info.shape).cpu()
+            value = key.join(self.scaled(values, slices, info), rows_first).cpu()
+            proposal.values[info.name] = outputs_first(value, info).contiguous()
             proposal.sources[info.name] = f"{self.name}: {explained(key, found)}"
         return proposal

@@ -236,3 +236,16 @@ def test_the_published_conv_vae_draws_what_its_weights_say():
     slices = layer(7, silu(layer(5, maps)))[..., 0] + noise * tensors["noise"].sqrt()
     expected = (tensors["shift"] + slices @ tensors["colour"].T) / tensors["unit_std"] * (2 / 27) ** 0.5
     assert torch.allclose(weight.reshape(210, 9), expected, atol=1e-6)
+
+
+def test_what_is_stored_input_first_is_drawn_as_its_filters():
+    """A transposed convolution gets the draws of the convolution with the same name and fans, its axes swapped."""
+    plain, swapped = nn.Sequential(nn.Conv2d(6, 4, 3)), nn.Sequential(nn.ConvTranspose2d(6, 4, 3))
+    for kind in ("conv-vae", "filter-vae"):
+        made = generator(kind=kind)
+        for model in (plain, swapped):
+            assert init(model, made, seed=1).generated["0.weight"].startswith(kind)
+        assert plain[0].weight.equal(swapped[0].weight.transpose(0, 1)), kind
+    grouped = nn.Sequential(nn.ConvTranspose2d(6, 4, 3, groups=2))
+    init(grouped, generator(), seed=1)
+    assert grouped[0].weight.shape == (6, 2, 3, 3) and grouped[0].weight.is_contiguous()
