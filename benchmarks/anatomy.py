@@ -10,6 +10,12 @@ any other; the layers keep their spread. Of a weight read as a matrix W of n out
     classifier-he    the classifier redrawn by He: the convolutions are left
     body-he          all but the classifier redrawn by He: the classifier is left
 
+A generated classifier is drawn at 1 / sqrt(2) of He's spread, and small classifiers are known to help, so He is also
+trained with a small one:
+
+    classifier-torch the classifier redrawn with the spread of torch's default, 1 / sqrt(6) of He's
+    classifier-zero  the classifier is zero
+
 One network per start and seed, the same seeds and images for all.
 
     python benchmarks/anatomy.py --json anatomy.json --data data/cifar10.npz [--quick] [--out runs/anatomy]
@@ -85,6 +91,16 @@ def redrawn(value: Tensor, info: ParameterInfo, draw: torch.Generator) -> Tensor
     return torch.randn(value.shape, generator=draw) * (2 / info.fan_in) ** 0.5
 
 
+def redrawn_small(value: Tensor, info: ParameterInfo, draw: torch.Generator) -> Tensor:
+    """Nothing is left: the spread of torch's default."""
+    return redrawn(value, info, draw) / 6**0.5
+
+
+def zeroed(value: Tensor, info: ParameterInfo, draw: torch.Generator) -> Tensor:
+    """Nothing is left: zero."""
+    return torch.zeros_like(value)
+
+
 @dataclass(frozen=True)
 class Dissection:
     """A refining step that replaces the weights of layers.
@@ -119,7 +135,11 @@ DISSECTIONS = (
     Dissection("classifier-he", redrawn, lambda info: info.output),
     Dissection("body-he", redrawn, lambda info: not info.output),
 )
-for _dissection in DISSECTIONS:
+CONTROLS = (
+    Dissection("classifier-torch", redrawn_small, lambda info: info.output),
+    Dissection("classifier-zero", zeroed, lambda info: info.output),
+)
+for _dissection in (*DISSECTIONS, *CONTROLS):
     register(_dissection.name, kind=Kind.REFINING, summary=str(_dissection.replace.__doc__))(
         lambda found=_dissection: found
     )
@@ -150,7 +170,7 @@ def benchmark(
         data: Data set, or the path of an .npz.
         start: The generator.
         lr: Learning rate of all starts.
-        he_lr: He is also trained at this one, its best.
+        he_lr: He, with each classifier, is also trained at this one, its best.
         runs: Networks per start.
         first_seed: Seed of the first of them.
         workers: Processes; 0 trains in this one.
@@ -160,10 +180,10 @@ def benchmark(
     recipe = replace(RECIPE, data=data)
     if quick:
         recipe = replace(recipe, data="digits", architecture="resnet-8-w4", augmentation="none", evaluation_steps=())
-    chains = ["he", start, *(f"{start}+{dissection.name}" for dissection in DISSECTIONS)]
-    recipes = [replace(recipe, init=chain, lr=lr) for chain in chains]
-    if he_lr != lr:
-        recipes.append(replace(recipe, init="he", lr=he_lr))
+    by_he = ["he", *(f"he+{control.name}" for control in CONTROLS)]
+    chains = [start, *(f"{start}+{dissection.name}" for dissection in DISSECTIONS)]
+    recipes = [replace(recipe, init=chain, lr=lr) for chain in (*chains, *by_he)]
+    recipes += [replace(recipe, init=chain, lr=he_lr) for chain in by_he if he_lr != lr]
     with progress("training from what is left", len(recipes) * runs) as bar:
         collect(plan(recipes, runs=runs, first_seed=first_seed), out / "zoo", workers=workers, on_progress=bar)
     config = CompareConfig(zoo=(out / "zoo",), out=out / "report", horizons=(0, 50, 117, 200, 351), shifts=())

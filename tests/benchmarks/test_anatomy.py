@@ -76,10 +76,19 @@ def test_he_for_a_part_leaves_the_other(anatomy: ModuleType, chain: str) -> None
     assert replaced == ({classifier} if chain == "classifier-he" else set(weights) - {classifier})
 
 
+def test_small_classifiers(anatomy: ModuleType) -> None:
+    """The spread of torch's own default, and nothing."""
+    wide = nn.Linear(400, 100)
+    init(wide, initialiser.resolve("he+classifier-torch")[1])
+    assert wide.weight.std().item() == pytest.approx((1 / 1200) ** 0.5, rel=0.02)
+    init(wide, initialiser.resolve("he+classifier-zero")[1])
+    assert not wide.weight.any()
+
+
 def test_a_tiny_study(anatomy: ModuleType, tmp_path: Path) -> None:
     file = tmp_path / "anatomy.json"
     anatomy.benchmark(json_file=file, start="he", data="digits", quick=True, runs=1, he_lr=0.1, out=tmp_path / "out")
     figures = json.loads(file.read_text())
     assert figures["runs"] == 1 and "git_commit" in figures
-    for chain in ("he", *(f"he+{dissection.name}" for dissection in anatomy.DISSECTIONS)):
+    for chain in ("he", *(f"he+{each.name}" for each in (*anatomy.DISSECTIONS, *anatomy.CONTROLS))):
         assert 0 < figures[f"resnet-8-w4/{chain}/accuracy_end_mean"] < 1
