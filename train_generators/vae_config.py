@@ -24,6 +24,8 @@ class VAEConfig(LocalOptions):
         prune: Share of the slices of every tensor that are left out, those of the smallest norm.
         least_slices: Groups with fewer training slices are left out, and the card says so.
         save_every: Steps between two states to resume from.
+        ram_limit: Bytes of the slices of one group that are held in RAM at most; of more than that a random share is
+            measured. Training reads them from the files.
         name: What reports call the generator; its kind if empty.
     """
 
@@ -37,11 +39,12 @@ class VAEConfig(LocalOptions):
     prune: float = 0.0
     least_slices: int = 256
     save_every: int = 200
+    ram_limit: int = 2**28
     name: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch_size", "slices_per_tensor", "least_slices", "save_every"):
+        for name in ("steps", "batch_size", "slices_per_tensor", "least_slices", "save_every", "ram_limit"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.lr > 0 or not 0 <= self.warm_up <= 1:

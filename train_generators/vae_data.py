@@ -48,7 +48,7 @@ def _of_zoo(zoo: Zoo, config: VAEConfig) -> tuple[dict[GroupKey, SliceGroup], di
         )
     groups = open_groups(
         chosen, patch=config.patch, depth_buckets=config.depth_buckets, slices_per_tensor=config.slices_per_tensor,
-        prune=config.prune,
+        prune=config.prune, ram_limit=config.ram_limit,
     )  # fmt: skip
     runs = sorted(run["id"] for run in chosen.runs)
     architectures = sorted({run["architecture"] for run in chosen.runs})
@@ -63,7 +63,9 @@ def _of_collection(folder: Path, config: VAEConfig) -> tuple[dict[GroupKey, Slic
         raise ConfigError(f"{folder}: kernels without their layers have no gain over He; use --scale he or none")
     if config.kind == "filter-vae":
         raise ConfigError(f"{folder}: kernels without their layers make no filters; use another --kind")
-    groups = slice_folder.open_folder(folder, slices_per_file=config.slices_per_tensor, prune=config.prune)
+    groups = slice_folder.open_folder(
+        folder, slices_per_file=config.slices_per_tensor, prune=config.prune, ram_limit=config.ram_limit
+    )
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob(f"*{slice_folder.SUFFIX}"))
     sizes = [(folder / name).stat().st_size for name in files]
     return groups, {"data": folder.name, "zoo": {"files": len(files), "digest": derive(0, *files, *sizes)}}

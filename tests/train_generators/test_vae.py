@@ -26,6 +26,7 @@ from train_generators.slices import open_groups
 from train_generators.tracking import read_log
 from train_generators.vae import fit
 from train_generators.vae_config import VAEConfig
+from train_generators.vae_data import open_data
 
 QUICK = VAEConfig(steps=120, save_every=40, least_slices=200)
 
@@ -103,6 +104,7 @@ import sys, torch
 torch.set_num_threads(1)
 from train_generators.vae import fit
 from train_generators.vae_config import VAEConfig
+from train_generators.vae_data import open_data
 fit(sys.argv[1], VAEConfig(steps=120, save_every=40, least_slices=200), sys.argv[2], quiet=True)
 """
 
@@ -189,3 +191,18 @@ def test_the_command_line_fits_and_shows_a_table(folder, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "conv_weight-3x3-0" in shown and "9/9" in shown and "told apart" in shown and "…" not in shown
     assert load(out).name == "mine" and load(out).config.scale == "zoo"
+
+
+def test_the_limit_on_ram_reaches_zoos_and_collections(folder, tmp_path):
+    """Of a group that is larger a share is held, in strips."""
+    limit = 2**16
+    np.save(tmp_path / "train.npy", np.ones((4000, 1, 3, 3), dtype=np.float32))
+    for source in (folder, tmp_path):
+        config = dataclasses.replace(QUICK, ram_limit=limit)
+        free, held = (open_data(source, each).groups for each in (QUICK, config))
+        assert {group.train.ram_limit for group in held.values()} == {limit}
+        sizes = {key: (4 * free[key].train.in_ram().numel(), 4 * held[key].train.in_ram().numel()) for key in held}
+        assert any(size > limit for size, _ in sizes.values())
+        assert all(share <= limit for _, share in sizes.values())
+    with pytest.raises(ConfigError, match="ram_limit must be at least 1"):
+        dataclasses.replace(QUICK, ram_limit=0)
