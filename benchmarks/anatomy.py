@@ -42,6 +42,7 @@ from collect.plan import plan  # noqa: E402
 from collect.recipe import Recipe  # noqa: E402
 from collect.runner import collect  # noqa: E402
 from generators.commandline import progress, run  # noqa: E402
+from generators.errors import unknown_name  # noqa: E402
 from generators.initialiser import Kind, Proposal, Request, register  # noqa: E402
 from generators.inventory import ParameterInfo  # noqa: E402
 from generators.refining.stored import matrices, outputs_first  # noqa: E402
@@ -144,6 +145,7 @@ for _dissection in (*DISSECTIONS, *CONTROLS):
         lambda found=_dissection: found
     )
 
+HORIZONS = (0, 50, 117, 200, 351, 468, 585, 702)
 RECIPE = Recipe(
     architecture="resnet-20-w16", epochs=1, batch_size=128, augmentation="flip-crop", weight_decay=1e-4,
     evaluations_per_epoch=3, evaluation_steps=(50, 200), precision="bfloat16",
@@ -159,6 +161,8 @@ def benchmark(
     he_lr: float = 0.05,
     runs: int = 3,
     first_seed: int = 3,
+    epochs: int = RECIPE.epochs,
+    only: tuple[str, ...] = (),
     workers: int = 0,
     quick: bool = False,
     out: Path = Path("runs/anatomy"),
@@ -173,20 +177,25 @@ def benchmark(
         he_lr: He, with each classifier, is also trained at this one, its best.
         runs: Networks per start.
         first_seed: Seed of the first of them.
+        epochs: Passes over the images.
+        only: Only these starts, such as he he+classifier-torch; none for all.
         workers: Processes; 0 trains in this one.
         quick: A tiny version on the digits that means nothing.
         out: Folder of zoo and report.
     """
-    recipe = replace(RECIPE, data=data)
+    recipe = replace(RECIPE, data=data, epochs=epochs)
     if quick:
         recipe = replace(recipe, data="digits", architecture="resnet-8-w4", augmentation="none", evaluation_steps=())
     by_he = ["he", *(f"he+{control.name}" for control in CONTROLS)]
     chains = [start, *(f"{start}+{dissection.name}" for dissection in DISSECTIONS)]
     recipes = [replace(recipe, init=chain, lr=lr) for chain in (*chains, *by_he)]
     recipes += [replace(recipe, init=chain, lr=he_lr) for chain in by_he if he_lr != lr]
+    if unknown := set(only) - {each.init for each in recipes}:
+        raise unknown_name("start", min(unknown), [each.init for each in recipes])
+    recipes = [each for each in recipes if not only or each.init in only]
     with progress("training from what is left", len(recipes) * runs) as bar:
         collect(plan(recipes, runs=runs, first_seed=first_seed), out / "zoo", workers=workers, on_progress=bar)
-    config = CompareConfig(zoo=(out / "zoo",), out=out / "report", horizons=(0, 50, 117, 200, 351), shifts=())
+    config = CompareConfig(zoo=(out / "zoo",), out=out / "report", horizons=HORIZONS, shifts=())
     result = compare(config)
     store(json_file, result.figures, start=start, lr=lr, runs=runs)
 

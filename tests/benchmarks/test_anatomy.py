@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from collect.architectures import build
 from generators import init, initialiser
+from generators.errors import UnknownNameError
 from generators.initialiser import list_initialisers
 from scripts import BENCHMARKS, load_script
 
@@ -83,6 +84,16 @@ def test_small_classifiers(anatomy: ModuleType) -> None:
     assert wide.weight.std().item() == pytest.approx((1 / 1200) ** 0.5, rel=0.02)
     init(wide, initialiser.resolve("he+classifier-zero")[1])
     assert not wide.weight.any()
+
+
+def test_only_some_starts(anatomy: ModuleType, tmp_path: Path) -> None:
+    """Those that are named, from the same seeds; one that is not known is refused before anything is trained."""
+    given = dict(json_file=tmp_path / "a.json", start="he", data="digits", quick=True, runs=1, out=tmp_path / "out")
+    anatomy.benchmark(**given, only=("he", "he+classifier-zero"))
+    starts = {key.split("/")[1] for key in json.loads((tmp_path / "a.json").read_text()) if key.startswith("resnet-8")}
+    assert starts == {"he", "he+classifier-zero"}
+    with pytest.raises(UnknownNameError, match="did you mean.*classifier-zero"):
+        anatomy.benchmark(**given, only=("he+classifier-zer",))
 
 
 def test_a_tiny_study(anatomy: ModuleType, tmp_path: Path) -> None:
