@@ -5,7 +5,7 @@ baseline is always dark grey, and an initialiser keeps its colour through all pi
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import matplotlib
@@ -29,6 +29,12 @@ STYLE = {
     "axes.axisbelow": True, "legend.frameon": False,
 }  # fmt: skip
 KERNELS_SHOWN = 64
+LEGEND_CHARACTERS = 138  # that fit below a figure of full width, eight per entry for its line
+
+
+def columns(names: Collection[str], most: int) -> int:
+    """Of a legend below a figure: at most so many, and as many as have room for the longest name."""
+    return max(1, min(len(names), most, LEGEND_CHARACTERS // (max(map(len, names)) + 8)))
 
 
 def styles(result: ComparisonResult) -> dict[str, tuple[str, str]]:
@@ -99,10 +105,10 @@ def curves(result: ComparisonResult, architecture: str) -> bytes:
             _step_axis(axes, base.arm.steps)
         left.set_title(f"{architecture}: test accuracy in %, mean and range of the runs")
         right.set_title(f"difference to {base.label} in points, by seed, 95 % interval")
+        names = [f"{row.label} (lr {row.arm.lr:g}, n = {len(row.arm.seeds)})" for row in rows]
         figure.legend(
             handles=[Line2D([], [], color=look[row.label][0], linestyle=look[row.label][1]) for row in rows],
-            labels=[f"{row.label} (lr {row.arm.lr:g}, n = {len(row.arm.seeds)})" for row in rows],
-            loc="outside lower center", ncols=min(len(rows), 4),
+            labels=names, loc="outside lower center", ncols=columns(names, 4),
         )  # fmt: skip
         return png(figure)
 
@@ -158,7 +164,7 @@ def severity(result: ComparisonResult, when: str) -> bytes | None:
             line[0].set_ylabel(name)
         figure.legend(
             handles=[Line2D([], [], color=colour, linestyle=dash) for colour, dash in look.values()],
-            labels=list(look), loc="outside lower center", ncols=min(len(look), 6),
+            labels=list(look), loc="outside lower center", ncols=columns(look, 6),
         )  # fmt: skip
         figure.suptitle(f"ensembles {when} training, mean over the kinds of shift", x=0.01, ha="left", fontsize=10)
         return png(figure)

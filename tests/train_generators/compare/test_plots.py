@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from collect.population import TensorSpec
-from train_generators.compare.plots import _shown_layer, leading_share, mosaic
+from train_generators.compare.plots import _shown_layer, columns, leading_share, mosaic
 
 
 def test_leading_share_tells_structure_from_noise():
@@ -20,6 +20,12 @@ def test_leading_share_tells_structure_from_noise():
     structured = (numbers.standard_normal((200, 3)) @ patterns).reshape(-1, 3, 3)
     assert leading_share(structured) == pytest.approx(1)
     assert leading_share(100 * noise) == pytest.approx(leading_share(noise))
+
+
+def test_a_legend_has_as_many_columns_as_its_longest_name_leaves_room_for():
+    assert columns(["he", "xavier"], 4) == 2 and columns(["a"] * 9, 4) == 4
+    assert columns(["noise-ghn-cifar10-long+permuted-inputs (lr 0.1, n = 3)", "he (lr 0.1, n = 3)", "c", "d"], 4) == 2
+    assert columns(["x" * 500, "y"], 4) == 1
 
 
 def test_mosaic_holds_every_kernel_on_its_own_scale():
