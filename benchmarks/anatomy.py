@@ -26,32 +26,28 @@ Leaves the zoo, a table (`anatomy.md`) and a picture of the curves in --out; giv
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Path(place) != Path(__file__).parent)]
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import tyro  # noqa: E402
-from matplotlib import colormaps, rc_context  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from benchmarks.curves import curves, figures, picture, table  # noqa: E402
 from benchmarks.measuring import store  # noqa: E402
 from collect.plan import plan  # noqa: E402
 from collect.recipe import Recipe  # noqa: E402
 from collect.runner import collect  # noqa: E402
-from collect.zoo import Zoo  # noqa: E402
 from generators.commandline import progress, run  # noqa: E402
 from generators.errors import unknown_name  # noqa: E402
 from generators.initialiser import Kind, Proposal, Request, register  # noqa: E402
 from generators.inventory import ParameterInfo  # noqa: E402
 from generators.refining.stored import matrices, outputs_first  # noqa: E402
 from generators.seeds import stream  # noqa: E402
-from train_generators.compare.plots import STYLE, columns, png  # noqa: E402
 
 
 def orthogonal(size: int, draw: torch.Generator) -> Tensor:
@@ -154,61 +150,6 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Test accuracies of the R networks of one start at one learning rate: `accuracy` `[R, len(steps)]`."""
-
-    start: str
-    lr: float
-    steps: tuple[int, ...]
-    accuracy: np.ndarray
-
-    @property
-    def std(self) -> np.ndarray:
-        """Over the networks, `[len(steps)]`; 0 for a single one."""
-        return self.accuracy.std(0, ddof=min(1, len(self.accuracy) - 1))
-
-
-def curves(folder: Path, recipes: Sequence[Recipe]) -> list[Curve]:
-    """A curve for each recipe, the best at the end first."""
-    wanted, parts = {(recipe.init, recipe.lr) for recipe in recipes}, dict[tuple[str, float], list]()
-    for population in Zoo(folder).populations:
-        key, column = (population.recipe.init, population.recipe.lr), population.metric_names.index("test_accuracy")
-        if key in wanted:
-            parts.setdefault(key, []).append((population.evaluation_steps, population.metrics[:, :, column]))
-    found = [
-        Curve(*key, tuple(map(int, rows[0][0])), np.concatenate([part for _, part in rows]))
-        for key, rows in parts.items()
-    ]
-    return sorted(found, key=lambda curve: -curve.accuracy[:, -1].mean())
-
-
-def table(found: Sequence[Curve]) -> str:
-    """Markdown: test accuracy in %, mean, with the standard deviation at the end."""
-    heads = ["start", "lr", *(f"step {step}" for step in found[0].steps)]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for curve in found:
-        means, std = 100 * curve.accuracy.mean(0), 100 * curve.std[-1]
-        cells = [curve.start, f"{curve.lr:g}", *(f"{mean:.1f}" for mean in means[:-1]), f"{means[-1]:.1f} ± {std:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def picture(found: Sequence[Curve]) -> bytes:
-    """The curves with their ranges, as PNG."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(10, 6), layout="constrained")
-        axes = figure.subplots()
-        names = [f"{curve.start}, lr {curve.lr:g}" for curve in found]
-        for number, (curve, name) in enumerate(zip(found, names, strict=True)):
-            colour, values = colormaps["tab20"](number % 20), 100 * curve.accuracy
-            axes.plot(curve.steps, values.mean(0), color=colour, label=name, marker=".")
-            axes.fill_between(curve.steps, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
-        axes.set(xlabel="training step", title="test accuracy in %, mean and range of the networks", xlim=(0, None))
-        figure.legend(loc="outside lower center", ncols=columns(names, 3))
-        return png(figure)
-
-
 def benchmark(
     *,
     json_file: Annotated[Path, tyro.conf.arg(name="json")],
@@ -255,12 +196,7 @@ def benchmark(
     found = curves(out / "zoo", recipes)
     (out / "anatomy.md").write_text(table(found))
     (out / "anatomy.png").write_bytes(picture(found))
-    figures: dict[str, float] = {}
-    for curve in found:
-        for step, mean, std in zip(curve.steps, curve.accuracy.mean(0), curve.std, strict=True):
-            figures[f"{curve.start}/{curve.lr:g}/accuracy_{step}"] = float(mean)
-            figures[f"{curve.start}/{curve.lr:g}/accuracy_{step}_std"] = float(std)
-    store(json_file, figures, start=start, runs=runs)
+    store(json_file, figures(found), start=start, runs=runs)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ the README tells users to, and He gets it too.
 
     python benchmarks/unseen.py --json unseen.json --data data/cifar10.npz [--quick] [--out runs/unseen]
 
-Leaves the zoos of the search and of the comparison, and its report, in --out; given again, it goes on.
+Leaves the zoos of the search and of the comparison in --out, with a table of both and a picture per architecture of the
+comparison; given again, it goes on.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Pat
 import torch  # noqa: E402
 import tyro  # noqa: E402
 
+from benchmarks.curves import curves, figures, picture, table  # noqa: E402
 from benchmarks.measuring import store  # noqa: E402
 from collect.plan import plan  # noqa: E402
 from collect.recipe import Recipe  # noqa: E402
 from collect.runner import collect  # noqa: E402
 from collect.zoo import Zoo  # noqa: E402
 from generators.commandline import progress, run  # noqa: E402
-from train_generators.compare import CompareConfig  # noqa: E402
-from train_generators.compare import run as compare  # noqa: E402
 
 UNSEEN = ("vgg-8-w16", "mobilenet-8-w16", "vit-4-w64", "resnet-32-w8", "cnn-4-w32", "bare-resnet-20-w8")
 RECIPE = Recipe(
@@ -80,11 +80,12 @@ def benchmark(
         runs: Networks per architecture and start, at the rate that the search chose.
         workers: Processes; 0 trains in this one.
         quick: A tiny version on the digits that means nothing.
-        out: Folder of zoos and report.
+        out: Folder of zoos, tables and pictures.
     """
     recipe = replace(RECIPE, data=data)
     if quick:
         recipe = replace(recipe, data="digits", augmentation="none", evaluation_steps=())
+    searched, compared = [], []
     for architecture in architectures:  # one after the other, so that what is done by then can be read
         starts = [replace(recipe, architecture=architecture, init=chain) for chain in chains(architecture, start)]
         tried = [replace(each, lr=lr) for each in starts for lr in rates]
@@ -95,8 +96,12 @@ def benchmark(
         with progress(f"comparison on {architecture}", len(chosen) * runs) as bar:
             tasks = plan(chosen, runs=runs, first_seed=SEARCH_SEED + 1)
             collect(tasks, out / "zoo", workers=workers, on_progress=bar)
-    config = CompareConfig(zoo=(out / "zoo",), out=out / "report", horizons=(0, 50, 117, 200, 351), shifts=())
-    store(json_file, compare(config).figures, start=start, rates=list(rates), runs=runs)
+        searched += curves(out / "search" / architecture, tried)
+        compared += (found := curves(out / "zoo", chosen))
+        (out / f"{architecture}.png").write_bytes(picture(found))
+        (out / "search.md").write_text(table(searched))
+        (out / "unseen.md").write_text(table(compared))
+    store(json_file, figures(compared), start=start, rates=list(rates), runs=runs)
 
 
 if __name__ == "__main__":

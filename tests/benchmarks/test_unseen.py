@@ -33,8 +33,12 @@ def test_a_tiny_study(tmp_path: Path) -> None:
         tried = ends[found.recipe.init]
         assert sorted(tried) == [1e-5, 0.1] and tried[found.recipe.lr] == max(tried.values())
         assert not set(found.seeds) & {3}
-        end = figures[f"bare-resnet-8-w4/{found.recipe.init}/accuracy_end_mean"]
-        assert 0 < end < 1 and figures[f"bare-resnet-8-w4/{found.recipe.init}/runs"] == 2
+        assert len(found.seeds) == 2
+        end = figures[f"bare-resnet-8-w4/{found.recipe.init}/{found.recipe.lr:g}/accuracy_10"]
+        assert end == pytest.approx(found.metrics[:, -1, found.metric_names.index("test_accuracy")].mean())
+    assert (tmp_path / "search.md").read_text().count("| bare-resnet-8-w4 |") == 6
+    assert (tmp_path / "unseen.md").read_text().count("| bare-resnet-8-w4 |") == 3
+    assert (tmp_path / "bare-resnet-8-w4.png").exists()
 
 
 def test_what_diverged_is_no_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

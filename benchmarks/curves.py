@@ -1,0 +1,94 @@
+"""What the training studies share: the curves of a zoo by architecture, start and learning rate; as table, picture and
+figures. `train_generators compare` does more (tests, ensembles), and takes longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.figure import Figure
+
+from collect.recipe import Recipe
+from collect.zoo import Zoo
+from train_generators.compare.plots import STYLE, columns, png
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Test accuracies of the R networks of one start at one learning rate.
+
+    Attributes:
+        architecture: of the networks.
+        start: chain of initialisers.
+        lr: learning rate.
+        steps: S evaluations, in training steps.
+        accuracy: `[R, S]`, in [0, 1].
+    """
+
+    architecture: str
+    start: str
+    lr: float
+    steps: tuple[int, ...]
+    accuracy: np.ndarray
+
+    @property
+    def std(self) -> np.ndarray:
+        """Over the networks, `[S]`; 0 for a single one."""
+        return self.accuracy.std(0, ddof=min(1, len(self.accuracy) - 1))
+
+
+def curves(folder: Path, recipes: Sequence[Recipe]) -> list[Curve]:
+    """A curve for each of the recipes that `folder` has networks of, the best at the end first."""
+    wanted = {(recipe.architecture, recipe.init, recipe.lr) for recipe in recipes}
+    parts: dict[tuple[str, str, float], list[tuple[Sequence[int], np.ndarray]]] = {}
+    for population in Zoo(folder).populations:
+        recipe, column = population.recipe, population.metric_names.index("test_accuracy")
+        key = (recipe.architecture, recipe.init, recipe.lr)
+        if key in wanted:
+            parts.setdefault(key, []).append((population.evaluation_steps, population.metrics[:, :, column]))
+    found = [
+        Curve(*key, tuple(map(int, rows[0][0])), np.concatenate([accuracy for _, accuracy in rows]))
+        for key, rows in parts.items()
+    ]
+    return sorted(found, key=lambda curve: -curve.accuracy[:, -1].mean())
+
+
+def table(found: Sequence[Curve]) -> str:
+    """Markdown: test accuracy in %, mean, with the standard deviation over the networks at the end."""
+    heads = ["architecture", "start", "lr", *(f"step {step}" for step in found[0].steps)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for curve in found:
+        means, std = 100 * curve.accuracy.mean(0), 100 * curve.std[-1]
+        cells = [*(f"{mean:.1f}" for mean in means[:-1]), f"{means[-1]:.1f} ± {std:.1f}"]
+        lines.append(f"| {' | '.join([curve.architecture, curve.start, f'{curve.lr:g}', *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def picture(found: Sequence[Curve]) -> bytes:
+    """The curves of one architecture with their ranges, as PNG."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10, 6), layout="constrained")
+        axes = figure.subplots()
+        names = [f"{curve.start}, lr {curve.lr:g}" for curve in found]
+        for number, (curve, name) in enumerate(zip(found, names, strict=True)):
+            colour, values = colormaps["tab20"](number % 20), 100 * curve.accuracy
+            axes.plot(curve.steps, values.mean(0), color=colour, label=name, marker=".")
+            axes.fill_between(curve.steps, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
+        title = f"{found[0].architecture}: test accuracy in %, mean and range of the networks"
+        axes.set(xlabel="training step", title=title, xlim=(0, None))
+        figure.legend(loc="outside lower center", ncols=columns(names, 3))
+        return png(figure)
+
+
+def figures(found: Sequence[Curve]) -> dict[str, float]:
+    """Flat: `ARCHITECTURE/START/LR/accuracy_STEP`, mean and `_std`."""
+    flat = {}
+    for curve in found:
+        for step, mean, std in zip(curve.steps, curve.accuracy.mean(0), curve.std, strict=True):
+            name = f"{curve.architecture}/{curve.start}/{curve.lr:g}/accuracy_{step}"
+            flat |= {name: float(mean), f"{name}_std": float(std)}
+    return flat
