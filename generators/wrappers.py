@@ -13,7 +13,7 @@ _WRAPPERS = (("torch._dynamo", "_orig_mod"), ("torch.nn.parallel", "module"))  #
 def wrapped_leaf(module: nn.Module) -> str:
     """The name under which `module` holds the model that it wraps, "" if it is no wrapper."""
     leaf = next((leaf for place, leaf in _WRAPPERS if type(module).__module__.startswith(place)), "")
-    return leaf if leaf in module._modules else ""
+    return leaf if leaf and leaf in module._modules else ""
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
