@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from generators.graph import Graph
 
@@ -58,3 +59,13 @@ def attention_block(fused: bool) -> Forward:
 def rows(graph: Graph) -> list[tuple]:
     """The graph as (kind, parameters, predecessors) per node."""
     return [(node.kind, node.parameters, graph.predecessors[node.index]) for node in graph.nodes]
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """What DistributedDataParallel needs to be made."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()

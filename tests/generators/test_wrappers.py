@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 
 import generators
 from generators import init
 from generators.wrappers import unwrapped, wrapped_leaf
+from small_models import process_group
 
 
 def network() -> nn.Module:
     layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     return nn.Sequential(*layers)
-
-
-@contextmanager
-def process_group() -> Iterator[None]:
-    """What DistributedDataParallel needs to be made."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
 
 
 def wrappers(model: nn.Module) -> dict[str, nn.Module]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import distributed, nn
+from torch import nn
 
 from generators.errors import TraceError
 from generators.graph import trace
 from generators.inventory import inventory
-from small_models import rows
+from small_models import process_group, rows
 
 
 class Restless(nn.Module):
@@ -77,16 +75,6 @@ def test_hooks_that_call_the_original_module_and_bound_methods():
     model[1].forward = lambda x, own=model[1].forward: own(F.linear(x, weight))
     graph = trace(model)
     assert [row[1] for row in rows(graph)][1:-1] == [("0.weight", "0.bias"), ("0.weight",), ("1.weight", "1.bias")]
-
-
-@contextlib.contextmanager
-def process_group() -> Iterator[None]:
-    """One process is the whole group."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
 
 
 def test_wrappers_are_seen_through():
