@@ -37,10 +37,9 @@ import torch  # noqa: E402
 import tyro  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from benchmarks.curves import curves, figures, picture, table  # noqa: E402
+from benchmarks.curves import RECIPE, curves, figures, picture, table  # noqa: E402
 from benchmarks.measuring import store  # noqa: E402
 from collect.plan import plan  # noqa: E402
-from collect.recipe import Recipe  # noqa: E402
 from collect.runner import collect  # noqa: E402
 from generators.commandline import progress, run  # noqa: E402
 from generators.errors import unknown_name  # noqa: E402
@@ -52,8 +51,7 @@ from generators.seeds import stream  # noqa: E402
 
 def orthogonal(size: int, draw: torch.Generator) -> Tensor:
     """`[size, size]`, uniform over rotations and reflections."""
-    factor, triangle = torch.linalg.qr(torch.randn(size, size, generator=draw))
-    return factor * triangle.diagonal().sign()
+    return nn.init.orthogonal_(torch.empty(size, size), generator=draw)
 
 
 def _from_matrix(matrix: Tensor, value: Tensor, info: ParameterInfo) -> Tensor:
@@ -144,10 +142,7 @@ for _dissection in (*DISSECTIONS, *CONTROLS):
         lambda found=_dissection: found
     )
 
-RECIPE = Recipe(
-    architecture="resnet-20-w16", epochs=1, batch_size=128, augmentation="flip-crop", weight_decay=1e-4,
-    evaluations_per_epoch=3, evaluation_steps=(50, 200), precision="bfloat16",
-)  # fmt: skip
+ARCHITECTURE = "resnet-20-w16"
 
 
 def benchmark(
@@ -181,7 +176,7 @@ def benchmark(
         quick: A tiny version on the digits that means nothing.
         out: Folder of zoo, table and picture.
     """
-    recipe = replace(RECIPE, data=data, epochs=epochs)
+    recipe = replace(RECIPE, architecture=ARCHITECTURE, data=data, epochs=epochs)
     if quick:
         recipe = replace(recipe, data="digits", architecture="resnet-8-w4", augmentation="none", evaluation_steps=())
     by_he = ["he", *(f"he+{control.name}" for control in CONTROLS)]

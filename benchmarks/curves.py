@@ -1,5 +1,5 @@
-"""What the training studies share: the curves of a zoo by architecture, start and learning rate; as table, picture and
-figures. `train_generators compare` does more (tests, ensembles), and takes longer.
+"""What the training studies share: their recipe, and the curves of a zoo by architecture, start and learning rate, as
+table, picture and figures. `train_generators compare` does more (tests, ensembles), and takes longer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,12 @@ from matplotlib.figure import Figure
 from collect.recipe import Recipe
 from collect.zoo import Zoo
 from train_generators.compare.plots import STYLE, columns, png
+
+RECIPE = Recipe(
+    epochs=1, batch_size=128, augmentation="flip-crop", weight_decay=1e-4, evaluations_per_epoch=3,
+    evaluation_steps=(50, 200), precision="bfloat16",
+)  # fmt: skip
+"""One epoch of CIFAR-10."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Pat
 import torch  # noqa: E402
 import tyro  # noqa: E402
 
-from benchmarks.curves import curves, figures, picture, table  # noqa: E402
+from benchmarks.curves import RECIPE, curves, figures, picture, table  # noqa: E402
 from benchmarks.measuring import store  # noqa: E402
 from collect.plan import plan  # noqa: E402
 from collect.recipe import Recipe  # noqa: E402
@@ -33,10 +33,6 @@ from collect.zoo import Zoo  # noqa: E402
 from generators.commandline import progress, run  # noqa: E402
 
 UNSEEN = ("vgg-8-w16", "mobilenet-8-w16", "vit-4-w64", "resnet-32-w8", "cnn-4-w32", "bare-resnet-20-w8")
-RECIPE = Recipe(
-    epochs=1, batch_size=128, augmentation="flip-crop", weight_decay=1e-4, evaluations_per_epoch=3,
-    evaluation_steps=(50, 200), precision="bfloat16",
-)  # fmt: skip
 RATES = (0.03, 0.1, 0.3)
 SEARCH_SEED = 3
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from generators.errors import ConfigError
 from generators.local.config import LocalConfig, LocalOptions
+from train_generators.slice_source import RAM_LIMIT
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class VAEConfig(LocalOptions):
     prune: float = 0.0
     least_slices: int = 256
     save_every: int = 200
-    ram_limit: int = 2**28
+    ram_limit: int = RAM_LIMIT
     name: str = ""
 
     def __post_init__(self) -> None:
