@@ -62,6 +62,11 @@ COMMANDS = {
         "draw kernels, latent traversals and spectra of a local generator beside trained networks",
         "--checkpoint runs/conv-vae --zoo runs/zoo --out runs/pictures",
     ),
+    "fidelity": Command(
+        "train_generators.local_fidelity:main",
+        "write a table of how well samples of local generators match held-out networks, as their cards say",
+        "--checkpoints runs/conv-vae runs/filter-vae --out runs/fidelity",
+    ),
     "compare": Command(
         "train_generators.compare:main",
         "report what each initialiser is worth against a baseline, over the populations of a zoo",

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -69,6 +70,7 @@ def fit(
         CollapseError: a group has collapsed; the message names it and the figures.
         ConfigError: `out` holds another training.
     """
+    started = time.process_time()
     material = open_data(zoo, config)
     groups = material.groups
     generator = LocalGenerator(config.generator(tuple(map(str, groups))), name=config.name)
@@ -110,7 +112,10 @@ def fit(
                     metrics[str(key)] = finish(key, model, data, config)
                 if step % config.save_every == 0 or step == config.steps:
                     held = {"generator": generator.state_dict(), "optimiser": optimiser.state_dict()}
-                    saved = {"step": before + step, "metrics": metrics, "fingerprint": fingerprint}
+                    saved = {
+                        "step": before + step, "metrics": metrics, "fingerprint": fingerprint,
+                        "cpu_seconds": meta["cpu_seconds"] + time.process_time() - started,
+                    }  # fmt: skip
                     save_state(folder / "state.safetensors", held, saved)
     generator.card.update(facts, versions=versions(), metrics=metrics)
     save(generator.eval(), out)
@@ -148,8 +153,9 @@ def _resume(path: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str, Any
         ConfigError: the state belongs to other data or another configuration.
     """
     if not path.exists():
-        return {}, {"step": 0, "metrics": {}}
+        return {}, {"step": 0, "metrics": {}, "cpu_seconds": 0.0}
     tensors, meta = load_state(path)
+    meta.setdefault("cpu_seconds", 0.0)  # states of earlier versions do not say
     if meta["fingerprint"] != fingerprint:
         raise ConfigError(
             f"{path.parent.parent} holds a training with another configuration or zoo; "

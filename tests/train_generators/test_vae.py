@@ -24,6 +24,7 @@ from generators.local.groups import GroupKey
 from train_generators import cli
 from train_generators.slices import open_groups
 from train_generators.tracking import read_log
+from train_generators.training_state import load_state
 from train_generators.vae import fit
 from train_generators.vae_config import VAEConfig
 from train_generators.vae_data import open_data
@@ -119,8 +120,11 @@ def test_killed_in_the_middle_and_run_again_it_ends_with_the_same_bytes(fitted, 
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was still at work"
     assert not (out / "weights.safetensors").exists()
+    before, started = load_state(out / "training" / "state.safetensors")[1]["cpu_seconds"], time.process_time()
     fit(folder, QUICK, out, quiet=True)
     assert contents(out) == contents(whole)
+    spent = load_state(out / "training" / "state.safetensors")[1]["cpu_seconds"]
+    assert 0 < before < spent <= before + time.process_time() - started
 
 
 def test_another_configuration_does_not_overwrite_a_training(fitted, folder):
