@@ -133,9 +133,9 @@ NEEDS = {
 _REGISTRY: dict[str, tuple[InitialiserInfo, Callable[[], Initialiser]]] = {}
 _ENTRY_POINTS = "powerhouse.initialisers"
 _BUILT_IN = (
-    "pointwise", "structured", "architecture_aware", "stabilised", "refining.lsuv", "refining.emergence",
-    "refining.rewiring", "refining.residual", "refining.mimetic", "hyperfan", "inherited.selection", "inherited.fusion",
-    "refining.nio", "refining.gradinit", "refining.metainit",
+    "pointwise", "torch_default", "structured", "architecture_aware", "stabilised", "refining.lsuv",
+    "refining.emergence", "refining.rewiring", "refining.residual", "refining.mimetic", "hyperfan",
+    "inherited.selection", "inherited.fusion", "refining.nio", "refining.gradinit", "refining.metainit",
 )  # fmt: skip
 
 

@@ -63,10 +63,6 @@ def _lecun(info: ParameterInfo) -> float:
     return math.sqrt(1.0 / max(info.fan_in, 1))
 
 
-def _torch_default(info: ParameterInfo) -> float:
-    return math.sqrt(1.0 / (3.0 * max(info.fan_in, 1)))  # kaiming_uniform_(a=sqrt(5))
-
-
 def _truncated(block: Tensor, info: ParameterInfo, generator: torch.Generator) -> None:
     nn.init.trunc_normal_(block, 0.0, TABLE_STD, generator=generator)
 
@@ -163,7 +159,6 @@ for _initialiser, _paper, _summary in (
     (Pointwise("xavier-uniform", _uniform(_xavier)), _GLOROT, "uniform, variance 2 / (fan-in + fan-out)"),
     (Pointwise("lecun", normal(_lecun)), _LECUN, "normal, variance 1 / fan-in"),
     (Pointwise("lecun-uniform", _uniform(_lecun)), _LECUN, "uniform, variance 1 / fan-in"),
-    (Pointwise("torch", _uniform(_torch_default)), "", "torch's default weights: uniform, variance 1 / (3 fan-in)"),
     (Pointwise("trunc-normal", _truncated), "", f"truncated normal, std {TABLE_STD} whatever the fan"),
     (Pointwise("orthogonal", _orthogonal), _SAXE, "orthogonal rows or columns, gain sqrt 2"),
 ):  # fmt: skip

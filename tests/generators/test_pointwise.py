@@ -15,7 +15,7 @@ from generators.pointwise import HE, TABLE_STD, Pointwise, normal
 
 SPREADS = (
     "he", "he-uniform", "he-truncated", "he-out", "he-out-uniform", "xavier", "xavier-uniform", "lecun",
-    "lecun-uniform", "torch",
+    "lecun-uniform",
 )  # fmt: skip
 LAYERS = {
     "linear": nn.Linear(300, 200),
@@ -44,7 +44,6 @@ def _std_by_torch(layer: nn.Module, name: str) -> float:
         "xavier-uniform": math.sqrt(2 / (fan_in + fan_out)),
         "lecun": math.sqrt(1 / fan_in),
         "lecun-uniform": math.sqrt(1 / fan_in),
-        "torch": math.sqrt(1 / (3 * fan_in)),
     }[name]
 
 
@@ -76,12 +75,6 @@ def test_cut_normal_has_the_spread_of_the_whole_one() -> None:
     weight, std = _filled(nn.Linear(1000, 1000), "he-truncated"), math.sqrt(2 / 1000)
     assert 0.999 * 2 * std / kept < weight.abs().max() <= 2 * std / kept
     assert weight.std().item() == pytest.approx(std, rel=4 / math.sqrt(2 * weight.numel()))
-
-
-def test_torch_matches_the_default_constructor() -> None:
-    """Same bound as the weights that nn.Linear starts with."""
-    ours, theirs = _filled(nn.Linear(400, 100), "torch"), nn.Linear(400, 100).weight
-    assert ours.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30)])

@@ -1,0 +1,108 @@
+"""Torch's own default: every module draws its parameters as `reset_parameters()` of its class does.
+
+It is what a user has who does nothing: uniform weights and biases within 1 / sqrt(fan-in) in linear layers and
+convolutions, N(0, 1) in embeddings, everything within 1 / sqrt(hidden) in recurrent layers, Xavier's bound and zero
+biases in `nn.MultiheadAttention`, and whatever third-party modules with such a method draw. Modules are reset in the
+order in which constructors do it, parts before the whole. What the constructor of a model writes over its modules
+afterwards, as most in torchvision, timm and transformers do, is the default of that model and is not repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from generators.checking import state_tensors
+from generators.errors import TraceError
+from generators.graph.replica import Replica
+from generators.initialiser import Kind, Proposal, Request, register
+from generators.pointwise import HE
+from generators.seeds import isolated, plain_tensors
+from generators.statistics import is_finite
+
+_METHODS = ("reset_parameters", "_reset_parameters")  # torch's attention and transformer have the second
+
+
+def _reset(module: nn.Module) -> None:
+    """Call the method of `module` that draws its parameters, if it has one."""
+    methods = (getattr(module, name, None) for name in _METHODS)
+    next(filter(callable, methods), lambda: None)()
+
+
+def _parametrised(module: nn.Module) -> Iterator[tuple[str, Any, str]]:
+    """Path and owner of every parametrised weight, and what it is called there."""
+    for path, owner in module.named_modules():
+        if parametrize.is_parametrized(owner):
+            yield from ((path, owner, leaf) for leaf in owner.parametrizations)
+
+
+@dataclass(frozen=True)
+class TorchDefault:
+    """Calls `reset_parameters()` on a stand-in of every module, each with random numbers of its own."""
+
+    name: str = "torch"
+    kind: Kind = Kind.POINTWISE
+
+    def propose(self, model: nn.Module, request: Request) -> Proposal:
+        """What resets set; all else, such as the free parameters of custom modules, from `he`."""
+        proposal = Proposal()
+        drawn = self._drawn(model, request, proposal.notes)
+        for info in request.inventory:
+            value = drawn.pop(info.name, None)
+            if value is None or not value.is_floating_point() or not is_finite(value):
+                HE.fill(proposal, info, request, because=f"{self.name}: no reset_parameters() sets it")
+            else:
+                proposal.values[info.name] = value
+        proposal.values |= drawn
+        proposal.sources = {name: self.name for name in proposal.values if name not in proposal.fallbacks}
+        return proposal
+
+    @plain_tensors()
+    @torch.no_grad()
+    def _drawn(self, model: nn.Module, request: Request, notes: list[str]) -> dict[str, Tensor]:
+        """Name to value, in float32 on the CPU, NaN where nothing has been drawn.
+
+        Of the buffers those that hold a drawn weight, as the base of `nn.utils.parametrizations.orthogonal` does.
+        """
+        try:
+            module = Replica(model, meta=False, training=model.training).module.cpu().float()
+        except TraceError as error:
+            notes.append(f"{self.name}: {error}")
+            return {}
+        before = state_tensors(module)
+        with parametrize.cached():  # so that resets write into one tensor, which is then taken apart
+            weights = [(path, owner, leaf, getattr(owner, leaf)) for path, owner, leaf in _parametrised(module)]
+            for value in (*module.parameters(), *(value for *_, value in weights)):
+                if value.is_floating_point():
+                    value.fill_(torch.nan)
+            for path, part in reversed(list(module.named_modules())):
+                with isolated(request.seed, self.name, request.member, path), self._noting(path, notes):
+                    _reset(part)
+        for path, owner, leaf, value in weights:
+            if is_finite(value):
+                with self._noting(path, notes):
+                    owner.parametrizations[leaf].right_inverse(value)
+        buffers = {name for name, _ in module.named_buffers()}
+        return {
+            name: value.detach()
+            for name, value in state_tensors(module).items()
+            if name not in buffers or value is not before.get(name)
+        }
+
+    @contextlib.contextmanager
+    def _noting(self, path: str, notes: list[str]) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a foreign module raises: its parameters go to the fallback
+            notes.append(f"{self.name}: {path or 'the model'} cannot be reset: {error!r}")
+
+
+register("torch", kind=Kind.POINTWISE, summary="torch's default: what reset_parameters() of every module draws")(
+    TorchDefault
+)
