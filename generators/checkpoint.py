@@ -135,7 +135,7 @@ def check_spectrum(generator: Generator) -> None:
         for info in found:
             if info.role not in MATRIX_ROLES or info.name not in proposal.sources:
                 continue
-            for matrix in proposal.values[info.name].flatten(1).chunk(info.blocks):
+            for matrix in proposal.values[info.name].flatten(1).chunk(info.blocks, info.block_axis):
                 figure = stable_rank(matrix)
                 if noise_stable_rank(*matrix.shape) >= NOISE_REACHES and not figure >= LEAST_STABLE_RANK:
                     raise CheckpointError(

@@ -73,7 +73,7 @@ class ParameterInfo:
         fan_out: outputs per input unit: output channels per group x kernel positions.
         kernel: spatial kernel size, () for everything but convolutions.
         groups: convolution groups, 1 elsewhere.
-        blocks: how many stacked matrices the first axis holds (3 for query-key-value, 4 for LSTM gates, 1 elsewhere).
+        blocks: how many stacked matrices it holds (3 for query-key-value, 4 for LSTM gates, 1 elsewhere).
         depth: position in the model, 0 (input) to 1 (output): on the longest path of the graph, or, without a graph, of
             the owner in registration order.
         order: index of the owning module among those that own parameters, in registration order.
@@ -107,6 +107,11 @@ class ParameterInfo:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def block_axis(self) -> int:
+        """The axis along which matrices are stacked: that of the outputs."""
+        return int(self.transposed and self.blocks > 1)
 
     @property
     def he_std(self) -> float:

@@ -96,7 +96,7 @@ class Pointwise:
         value = torch.empty(info.shape)
         generator = stream(seed, "pointwise", member, info.name)
         if info.role in MATRIX_ROLES:
-            for block in value.chunk(info.blocks):
+            for block in value.chunk(info.blocks, info.block_axis):
                 self.draw(block, info, generator)
             return value, self.name
         if info.role in BIAS_ROLES:

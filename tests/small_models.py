@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
@@ -42,18 +43,32 @@ def sequential_conv_net(*widths: int, hidden: int = 0, kernel: int = 3) -> nn.Se
     return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), *(head or [nn.Linear(16 * widths[-1], 10)]))
 
 
-def attention_block(fused: bool) -> Forward:
-    """Self-attention of `[batch, tokens, 8]` with two heads: torch's fused operation, or matrix products by hand."""
+def attention_block(fused: bool, *, width: int = 8, linear: Callable[[int, int], nn.Module] = nn.Linear) -> Forward:
+    """Self-attention of `[batch, tokens, width]` with two heads: torch's fused operation, or matrix products by hand.
+
+    `linear(inputs, outputs)` makes its layers.
+    """
 
     def forward(m: Any, x: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in m.qkv(m.norm(x)).chunk(3, -1))
+        q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in m.qkv(m.norm(x)).chunk(3, -1))
         if fused:
             y = F.scaled_dot_product_attention(q, k, v)
         else:
-            y = F.dropout((q @ k.transpose(-2, -1) * 0.5).softmax(-1), 0.1, m.training) @ v
+            y = F.dropout((q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1), 0.1, m.training) @ v
         return x + m.out(y.transpose(1, 2).flatten(2))
 
-    return Forward(forward, norm=nn.LayerNorm(8), qkv=nn.Linear(8, 24), out=nn.Linear(8, 8))
+    return Forward(forward, norm=nn.LayerNorm(width), qkv=linear(width, 3 * width), out=linear(width, width))
+
+
+class InputFirst(nn.Module):
+    """A linear layer whose weight is stored `[inputs, outputs]`, as those of GPT-2 are."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
 
 
 def rows(graph: Graph) -> list[tuple]:

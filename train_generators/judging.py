@@ -56,7 +56,7 @@ def variety(ghn: GHN, name: str, images: ImageSet) -> dict[str, float]:
     rows = [
         measure(block, target)
         for name, target in spread.items()
-        for block in proposal.values[name].chunk(found[name].blocks)  # query, key and value are matrices of their own
+        for block in proposal.values[name].chunk(found[name].blocks, found[name].block_axis)  # query, key and value
     ]
     return {
         "least_stable_rank": min(row.stable_rank for row in rows if row.rank_limit > 1),

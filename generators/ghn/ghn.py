@@ -140,7 +140,7 @@ class GHN(Generator):
         self, plan: DecodePlan, vectors: Tensor, noise: Noise, *, anchor: float | None = None
     ) -> dict[str, Tensor]:
         """The part of `predict` after the encoder; `vectors` is `[M, N, hidden + code]`."""
-        pieces: dict[str, dict[int, Tensor]] = defaultdict(dict)
+        pieces: dict[tuple[str, int], dict[int, Tensor]] = defaultdict(dict)
         for group, part, noise_share, share in self._parts(plan, vectors, anchor):
             decoded = part.matrices(group.target_std * share * part.norm).unflatten(-1, (group.inputs, *group.kernel))
             if (self.config.anchor if anchor is None else anchor) > 0:
@@ -150,10 +150,10 @@ class GHN(Generator):
                 scale = group.target_std * noise_share
                 decoded = decoded + eps.to(decoded) * scale.view(*scale.shape, *[1] * (decoded.dim() - 2))
             for name, block, value in zip(group.names, group.blocks, decoded.unbind(1), strict=True):
-                pieces[name][block] = value
+                pieces[name, 1 + group.axis][block] = value
         return {
-            name: torch.cat([blocks[b] for b in sorted(blocks)], dim=1) if len(blocks) > 1 else blocks[0]
-            for name, blocks in pieces.items()
+            name: torch.cat([blocks[b] for b in sorted(blocks)], dim=axis) if len(blocks) > 1 else blocks[0]
+            for (name, axis), blocks in pieces.items()
         }
 
     def _parts(
@@ -239,7 +239,7 @@ class GHN(Generator):
             scale = (group.target_std * share * part.norm).tolist()
             noise_scale = (group.target_std * noise_share).tolist()
             for index, (name, block) in enumerate(zip(group.names, group.blocks, strict=True)):
-                matrices = weights[name].unflatten(1, (-1, group.outputs))[:, block].flatten(2)
+                matrices = weights[name].chunk(group.stacked, 1 + group.axis)[block].flatten(2)
                 for row, member in rows.items():
                     write(
                         matrices[member], part.left, part.right[row, index], scale=scale[row][index],

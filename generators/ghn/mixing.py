@@ -38,7 +38,8 @@ def shares(group: Group, part: Part, *, anchor: float, limit: float = 0.0) -> tu
     least, most = (torch.full_like(part.norm, value) for value in (anchor, math.sqrt(1 - anchor**2)))
     if part.largest is None or not (anchor and limit):
         return least, most
-    columns = math.prod(group.shape) / group.outputs
-    noise = math.sqrt(group.outputs) + math.sqrt(columns / group.stacked)
+    sides = [group.outputs, math.prod(group.shape) / group.outputs]
+    sides[1 - group.axis] /= group.stacked
+    noise = sum(map(math.sqrt, sides))
     share = torch.minimum(most, limit * noise / (part.norm * part.largest).clamp_min(1e-30))
     return torch.where(share < most, (1 - share.square()).sqrt(), least), share

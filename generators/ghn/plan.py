@@ -36,6 +36,7 @@ class Group:
         fan_in: I * S, for transposed convolutions the fan of the stored transpose.
         output: True for classifiers, whose rows are classes.
         stacked: how many such matrices the parameter of each target holds (3 for stacked attention weights).
+        axis: the axis along which the parameter has them one after the other.
     """
 
     names: tuple[str, ...]
@@ -47,6 +48,7 @@ class Group:
     fan_in: int
     output: bool
     stacked: int = 1
+    axis: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,8 +125,9 @@ def decode_plan(graph: Graph, found: Inventory, *, classes: int, distance_limit:
         if reason or node is None:
             left_out[info.name] = reason or "no operation of the traced graph consumes it"
             continue
-        rows, inputs = info.shape[0] // info.blocks, info.shape[1]
-        key = (rows, inputs, info.shape[2:], info.fan_in, info.output, info.blocks)
+        sides = list(info.shape[:2])
+        sides[info.block_axis] //= info.blocks
+        key = (*sides, info.shape[2:], info.fan_in, info.output, info.blocks, info.block_axis)
         members[key] += [(info.name, block, node) for block in range(info.blocks)]
     groups = tuple(
         Group(
@@ -132,6 +135,7 @@ def decode_plan(graph: Graph, found: Inventory, *, classes: int, distance_limit:
             blocks=tuple(block for _, block, _ in found_members),
             nodes=torch.tensor([node for _, _, node in found_members]),
             outputs=key[0], inputs=key[1], kernel=key[2], fan_in=key[3], output=key[4], stacked=key[5],
+            axis=key[6],
         )
         for key, found_members in members.items()
     )  # fmt: skip

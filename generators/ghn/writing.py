@@ -54,14 +54,15 @@ def write(
     """Fill `matrix` as the module docstring says.
 
     Args:
-        matrix: `[O, K]`, contiguous.
+        matrix: `[O, K]`.
         left: `[O, R]`, or None for a target that is no product.
         right: `[R, K]`, or the whole `[O, K]`.
         scale: of the decoded part.
         noise_scale: of the noise.
         draws: where the noise comes from, on the CPU; None for no noise.
     """
-    in_place = matrix.device.type == "cpu" and matrix.dtype == torch.float32  # where noise can be drawn as it is
+    on_host = matrix.device.type == "cpu" and matrix.dtype == torch.float32
+    in_place = on_host and matrix.is_contiguous()  # where noise can be drawn as it is
     for block in row_blocks(*matrix.shape):
         part = matrix[block]
         if draws is not None:

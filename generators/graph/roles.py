@@ -48,8 +48,8 @@ def refined(info: ParameterInfo, graph: Graph) -> ParameterInfo:
         changes = _geometry(node, role, info)
     elif role is Role.EMBEDDING and _is_position_table(graph, node):
         role = Role.POSITION_TABLE
-    if role is Role.LINEAR_WEIGHT and _is_query_key_value(graph, node) and not changes.get("transposed"):
-        changes = {**changes, "blocks": 3, "fan_out": info.shape[0] // 3}
+    if role is Role.LINEAR_WEIGHT and len(info.shape) == 2 and _is_query_key_value(graph, node):
+        changes = {**changes, "blocks": 3, "fan_out": node.attributes["out_channels"] // 3}
     return replace(
         info, role=role, depth=node.depth, consumer=_consumer(graph, node),
         output=info.name in graph.output_parameters and role in MATRIX_ROLES | BIAS_ROLES, **changes,

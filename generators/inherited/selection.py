@@ -101,9 +101,12 @@ def pieces_of(layer: Layer, model: nn.Module, graph: Graph) -> list[Piece]:
     made = []
     for info in layer.parameters:
         parts: list[Factors] = [(1, size) for size in (info.shape[:2] if is_pointwise(info) else info.shape)]
-        stacked = max(other.blocks for other in layer.parameters if other.shape[:1] == info.shape[:1])
-        if info.shape and info.shape[0] % stacked == 0:  # a bias is stacked as its weight is
-            parts[0] = (stacked, info.shape[0] // stacked)
+        if info.shape:  # a bias is stacked as its weight is
+            whole = info.shape[info.block_axis]
+            alike = (other for other in layer.parameters if other.shape and other.shape[other.block_axis] == whole)
+            stacked = max(other.blocks for other in alike)
+            if whole % stacked == 0:
+                parts[info.block_axis] = (stacked, whole // stacked)
         if info.role is Role.LINEAR_WEIGHT and len(info.shape) == 2 and not info.transposed:
             parts[1] = _flattened(info, graph)
         outward = info.output or info.role is Role.EMBEDDING

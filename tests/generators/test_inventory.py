@@ -209,6 +209,8 @@ def test_roles_by_use():
     assert (found["patch"].fan_in, found["patch"].kernel) == (48, (4, 4))
     assert (found["head"].fan_in, found["head"].fan_out, found["head"].transposed) == (8, 5, True)
     assert (found["contract"].fan_in, found["contract"].transposed) == (32, False)
+    qkv = found["qkv"]
+    assert (qkv.blocks, qkv.block_axis, qkv.fan_in, qkv.fan_out, qkv.transposed) == (3, 1, 8, 8, True)
     assert {info.name for info in found if info.output} == {"head", "head_bias"}
     consumers = {name: found[name].consumer for name in ("patch", "places", "class_token", "gamma", "slope")}
     assert consumers == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from generators.filling import init
 from generators.initialiser import Proposal, Request
 from generators.inventory import inventory
 from generators.pointwise import HE, TABLE_STD, Pointwise, normal
+from small_models import InputFirst, attention_block
 
 SPREADS = (
     "he", "he-uniform", "he-truncated", "he-out", "he-out-uniform", "xavier", "xavier-uniform", "lecun",
@@ -97,6 +99,17 @@ def test_stacked_matrices_are_drawn_one_by_one() -> None:
     assert not torch.equal(key, value)
     for gate in lstm.weight_hh_l0.detach().double().chunk(4):
         torch.testing.assert_close(gate @ gate.T, 2 * torch.eye(96, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "delta-orthogonal"])
+def test_stacked_matrices_that_are_stored_input_first(name: str) -> None:
+    """They stand side by side: each of query, key and value is orthogonal, and no two are alike."""
+    block = attention_block(fused=True, width=16, linear=InputFirst)
+    init(block, name, example_inputs=torch.zeros(2, 3, 16))
+    matrices = block.qkv.weight.detach().double().chunk(3, dim=1)
+    for matrix in matrices:
+        torch.testing.assert_close(matrix @ matrix.T, 2 * torch.eye(16, dtype=torch.float64), atol=1e-5, rtol=0)
+    assert not any(torch.equal(one, two) for one, two in itertools.combinations(matrices, 2))
 
 
 def test_everything_else() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from generators import init
 from generators.ghn.ghn import GHN
+from generators.graph import trace
 from generators.inventory import inventory
 from small_ghn import IMAGE, NOISY, SMALL, network
 
@@ -124,5 +125,23 @@ def test_query_key_value_and_heads_of_an_attention_layer_differ(decoder):
     model, heads = nn.TransformerEncoderLayer(64, 4, batch_first=True), 4
     state = GHN(replace(SMALL, decoder=decoder, cells=16)).sample(model, 1, example_inputs=torch.zeros(1, 5, 64))
     parts = torch.stack(state["self_attn.in_proj_weight"][0].chunk(3 * heads)).flatten(1)
+    cosines = nn.functional.normalize(parts, dim=1) @ nn.functional.normalize(parts, dim=1).T
+    assert cosines.fill_diagonal_(0).abs().max() < 0.98
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_query_key_and_value_of_a_gpt2_differ(attention):
+    """One matrix `[32, 96]` in `transformers`, which the trace shows to feed an attention with three of that width."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        n_embd=32, n_layer=1, n_head=4, vocab_size=20, n_positions=8, attn_implementation=attention,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model, example = transformers.GPT2LMHeadModel(config), {"input_ids": torch.zeros(1, 6, dtype=torch.long)}
+    name = "transformer.h.0.attn.c_attn.weight"
+    info = inventory(model, trace(model, example))[name]
+    assert (info.blocks, info.block_axis, info.fan_in, info.fan_out) == (3, 1, 32, 32)
+    (weight,) = GHN(replace(SMALL, cells=16)).sample(model, 1, example_inputs=example)[name]
+    parts = torch.stack(weight.chunk(3, dim=1)).flatten(1)
     cosines = nn.functional.normalize(parts, dim=1) @ nn.functional.normalize(parts, dim=1).T
     assert cosines.fill_diagonal_(0).abs().max() < 0.98

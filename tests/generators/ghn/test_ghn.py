@@ -16,6 +16,7 @@ from generators.ghn.codes import member_noise
 from generators.ghn.ghn import GHN
 from generators.statistics import measure
 from small_ghn import IMAGE, NOISY, SMALL, equal, network
+from small_models import InputFirst, attention_block
 
 
 @pytest.mark.parametrize("name", ["resnet-8-w4", "vit-2-w16", "mobilenet-3-w8"])
@@ -74,6 +75,25 @@ def test_query_key_and_value_differ():
             q, k, v = states[name][0].chunk(3)
             for one, other in ((q, k), (k, v), (q, v)):
                 assert (one - other).norm() > 0.1 * one.norm(), name
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5])
+@pytest.mark.parametrize("decoder", ["core", "block"])
+def test_query_key_and_value_that_are_stored_input_first(decoder, limit):
+    """They stand side by side, each a matrix of its own with He's spread; written as `predict` gives them."""
+    ghn, example = GHN(replace(NOISY, decoder=decoder, decoded_limit=limit)), torch.zeros(1, 5, 32)
+    model = attention_block(fused=True, width=32, linear=InputFirst)
+    plan = ghn.plan(model, example)
+    weight = ghn.sample(model, 2, seed=3, example_inputs=example)["qkv.weight"]
+    codes = torch.stack([ghn.code(3, member, ghn.code_nodes(plan)) for member in range(2)])
+    with torch.no_grad():
+        wanted = ghn.predict(plan, codes, member_noise(3, range(2)))["qkv.weight"]
+    torch.testing.assert_close(weight, wanted, rtol=1e-4, atol=1e-6)
+    for matrices in weight.unbind():
+        q, k, v = matrices.chunk(3, dim=1)
+        for one, other in ((q, k), (k, v), (q, v)):
+            assert (one - other).norm() > 0.1 * one.norm()
+            assert one.std().item() == pytest.approx(math.sqrt(2 / 32), rel=0.1)
 
 
 def test_gradients_reach_the_whole_ghn():

@@ -66,6 +66,16 @@ def test_a_limit_keeps_half_of_the_stable_rank_of_he_on_wide_layers(decoder):
     assert max(shares_of_he[0.0]) < 0.3 and min(shares_of_he[1.0]) > 0.5
 
 
+def test_stacked_sides_are_those_of_the_whole():
+    """Three matrices one under the other, and their transposes side by side, have the same shares."""
+    part = Part(None, torch.empty(1, 2, 16, 4), norm=torch.full((1, 2), 8.0), largest=torch.ones(1, 2))
+    under = replace(group(16, 4, (1, 1)), stacked=3)
+    beside = replace(group(4, 16, (1, 1)), stacked=3, axis=1)
+    _, share = shares(under, part, anchor=0.6, limit=1.0)
+    assert share[0, 0].item() == pytest.approx((math.sqrt(16) + math.sqrt(4 / 3)) / 8)
+    assert torch.equal(shares(beside, part, anchor=0.6, limit=1.0)[1], share)
+
+
 @pytest.mark.parametrize("decoder", ["core", "coordinate", "block"])
 def test_stacked_matrices_keep_half_of_it_together(decoder):
     """Query, key and value in one tensor may share their directions; its stable rank is that of all three."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from generators.errors import ConfigError, ModelError
 from generators.filling import init
 from generators.inherited.selection import WeightSelection, indices
-from small_models import Forward, attention_block
+from small_models import Forward, InputFirst, attention_block
 
 
 def test_uniform_indices() -> None:
@@ -116,24 +116,21 @@ def test_a_relative_with_repeated_channels_gives_back_the_model(name: str, block
         assert torch.equal(value, expected[key]), key
 
 
-def test_query_key_and_value_of_a_linear_layer_are_chosen_one_by_one() -> None:
-    """The graph tells that the layer is stacked; choosing from its 3 x 8 rows at once would mix them."""
-    relative = attention_block(fused=True)
+@pytest.mark.parametrize("linear", [nn.Linear, InputFirst])
+def test_query_key_and_value_of_a_linear_layer_are_chosen_one_by_one(linear: Any) -> None:
+    """The graph tells that the layer is stacked; choosing from its 3 x 8 outputs at once would mix them."""
+    relative, model = (attention_block(fused=True, width=width, linear=linear) for width in (8, 6))
+    turned = linear is InputFirst
     with torch.no_grad():
-        relative.qkv.weight.copy_(torch.arange(24)[:, None].expand(24, 8))
+        stack = torch.arange(24.0)[:, None].expand(24, 8)
+        relative.qkv.weight.copy_(stack.T if turned else stack)
         relative.qkv.bias.copy_(torch.arange(24))
-
-    def forward(m: Any, x: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (1, 5)).transpose(1, 2) for part in m.qkv(m.norm(x)).chunk(3, -1))
-        return x + m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-    model = Forward(forward, norm=nn.LayerNorm(5), qkv=nn.Linear(5, 15), out=nn.Linear(5, 5))
     inputs = torch.zeros(2, 3, 1)
-    init(_with_head(model, 5), "weight-selection", relative=_with_head(relative, 8), example_inputs=inputs)
-    chosen = [0, 2, 4, 5, 7]
-    assert indices(8, 5).tolist() == chosen
+    init(_with_head(model, 6), "weight-selection", relative=_with_head(relative, 8), example_inputs=inputs)
+    chosen = indices(8, 6).tolist()
+    assert len(set(chosen)) == 6
     assert model.qkv.bias.tolist() == [8 * block + row for block in range(3) for row in chosen]
-    assert model.qkv.weight[:, 0].tolist() == model.qkv.bias.tolist()
+    assert (model.qkv.weight[0] if turned else model.qkv.weight[:, 0]).tolist() == model.qkv.bias.tolist()
     assert torch.equal(model.out.weight, relative.out.weight[chosen][:, chosen])
 
 
