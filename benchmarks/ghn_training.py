@@ -6,9 +6,9 @@ memory over what lay there before the first step. Graphs are made beforehand on 
 
     python benchmarks/ghn_training.py --json training.json [--quick] [--peer DIR] [--architectures ...]
 
-Ours takes the architectures of a meta-batch one after the other, as `train_generators.ghn_step` does. GHN-3 is run as
-its own trainer runs it: one padded batch of graphs, all networks forward, one pass back. DIR is a clone of
-https://github.com/SamsungSAILMontreal/ghn3, which needs ppuda and what that needs. Memory is read from /proc (Linux).
+Ours is the noise GHN that `train_generators noise-ghn` trains by default, in steps of `train_generators.ghn_step`.
+GHN-3 is run as its own trainer runs it: one padded batch of graphs, all networks forward, one pass back. DIR is a
+clone of https://github.com/SamsungSAILMontreal/ghn3, which needs ppuda and what that needs. Memory: /proc (Linux).
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Pat
 
 import torch  # noqa: E402
 import tyro  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import nn  # noqa: E402
 
 from benchmarks.measuring import Peak, in_process, show, store  # noqa: E402
 from collect.architectures import build  # noqa: E402
 from collect.data import ImageSet, load  # noqa: E402
 from generators.commandline import run  # noqa: E402
-from generators.ghn.config import GHNConfig  # noqa: E402
 from generators.ghn.ghn import GHN  # noqa: E402
 from generators.seeds import isolated, stream  # noqa: E402
+from train_generators.ghn_config import NOISE  # noqa: E402
+from train_generators.ghn_step import Unit, at_once, generate, pass_back, unit_loss  # noqa: E402
 from train_generators.subject import ImageStream, Subject  # noqa: E402
 
 META_BATCH = (
@@ -44,7 +45,6 @@ META_BATCH = (
 )  # fmt: skip
 QUICK = META_BATCH[:2]
 BATCH, SIDE = 64, 32
-NOISE = dict(anchor=0.6, decoded_limit=1.0, code=8)
 PEER_SHAPE: dict[str, Any] = dict(
     max_shape=(64, 64, 16, 16), hid=64, heads=8, layers=3, weight_norm=True, ve=True, layernorm=True
 )  # GHN-3-T
@@ -66,28 +66,24 @@ def images() -> ImageSet:
 
 
 def our_step(names: tuple[str, ...], data: ImageSet) -> Step:
-    """A noise GHN of ours over `names`."""
-    ghn = GHN(GHNConfig(classes=len(data.classes), **NOISE))  # type: ignore[arg-type]
-    subjects = [Subject(name, ghn, data, draws=1) for name in names]
+    """A noise GHN of ours over `names`, with all of its noise."""
+    ghn = GHN(replace(NOISE.ghn, classes=len(data.classes)))
+    subjects = {number: Subject(name, ghn, data, draws=NOISE.draws) for number, name in enumerate(names)}
     source = ImageStream(data, batch_size=BATCH, augmentation="none", seed=0)
 
     def step(turn: int) -> float:
-        draw, own = stream(0, "benchmark", turn), 0.0
-        pictures, labels = source.batch(turn)
-
-        def noise(_: str, shape: tuple[int, ...]) -> Tensor:
-            return torch.randn(shape, generator=draw)
-
-        for subject in subjects:
+        own = 0.0
+        for taken in at_once(subjects, NOISE.draws):
+            units = [Unit(number, subject, stream(0, "benchmark", turn, number)) for number, subject in taken.items()]
             begun = time.process_time()
-            codes = torch.randn(1, ghn.code_nodes(subject.plan), ghn.config.code, generator=draw)
-            decoded = ghn.predict(subject.plan, codes, noise)
+            codes = [torch.randn(NOISE.draws, u.subject.codes, ghn.config.code, generator=u.draw) for u in units]
+            decoded = generate(ghn, units, codes, ghn.config.anchor)
             own += time.process_time() - begun
-            leaves = {name: value.detach().requires_grad_() for name, value in decoded.items()}
-            logits = subject.logits(leaves, pictures[None])
-            nn.functional.cross_entropy(logits[0], labels).backward()
+            leaves = [{name: value.detach().requires_grad_() for name, value in each.items()} for each in decoded]
+            for unit, weights in zip(units, leaves, strict=True):
+                unit_loss(unit, weights, NOISE, source, turn)[0].backward()
             begun = time.process_time()
-            torch.autograd.backward(list(decoded.values()), [leaves[name].grad for name in decoded])
+            pass_back(decoded, leaves)
             own += time.process_time() - begun
         ghn.zero_grad()
         return own

@@ -2,17 +2,20 @@
 
 A step has `meta_batch` units, each of one architecture and one batch of images. A unit takes its random streams from
 (seed, step, unit), so it is the same whichever process works on it, and whether or not the training was killed before.
+Units are decoded together, run one after the other, and the gradients of their weights go back together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from generators.ghn.ghn import GHN
+from generators.ghn.codes import Noise
+from generators.ghn.ghn import GHN, NUMBERS_AT_ONCE
 from generators.seeds import stream
 from train_generators.ghn_config import GHNTrainingConfig
 from train_generators.objectives import Teachers, adapted_loss, images_loss, zoo_loss
@@ -33,48 +36,122 @@ def anchor_at(config: GHNTrainingConfig, anchor: float, step: int) -> float:
     return anchor * min(1.0, step / max(warm_up, 1.0)) if warm_up else anchor
 
 
-def train_step(
-    ghn: GHN, subject: Subject, config: GHNTrainingConfig, source: ImageStream, step: int,
-    teachers: Teachers | None = None, unit: int = 0,
-) -> tuple[float, dict[str, float]]:  # fmt: skip
-    """Loss of one unit of a step and its parts.
+@dataclass(frozen=True)
+class Unit:
+    """An architecture and a batch of images.
 
-    Its share of the gradient of the step is added to those of the GHN and of the codes of the teachers.
+    Attributes:
+        number: which one of the step.
+        subject: the architecture.
+        draw: its codes and its white noise, in this order.
     """
-    draw, objective = _stream(config, "ghn-draw", step, unit), config.objective
-    anchor = anchor_at(config, ghn.config.anchor, step)
 
-    def generate(codes: Tensor) -> dict[str, Tensor]:
-        return ghn.predict(subject.plan, codes, lambda _, shape: torch.randn(shape, generator=draw), anchor=anchor)
+    number: int
+    subject: Subject
+    draw: torch.Generator
 
-    images, labels = source.batch(step, unit=unit)
-    losses: list[Tensor] = []
+
+def generate(ghn: GHN, units: Sequence[Unit], codes: Sequence[Tensor], anchor: float) -> list[dict[str, Tensor]]:
+    """What the codes `[M, nodes, code]` of every unit decode to, name -> `[M, *shape]`, with noise of its own."""
+
+    def white(unit: Unit, members: int) -> Noise:
+        found = {  # drawn in the order of its plan, whatever is decoded beside it
+            f"{name}[{block}]": torch.randn((members, *group.shape), generator=unit.draw)
+            for group in unit.subject.plan.groups
+            for name, block in zip(group.names, group.blocks, strict=True)
+        }
+        return lambda target, shape: found[target]
+
+    noise = [white(unit, len(code) if anchor else 0) for unit, code in zip(units, codes, strict=True)]
+    return ghn.predict_together([unit.subject.plan for unit in units], codes, noise, anchor=anchor)
+
+
+def unit_loss(
+    unit: Unit, weights: dict[str, Tensor], config: GHNTrainingConfig, source: ImageStream, step: int
+) -> tuple[Tensor, dict[str, float]]:
+    """Of the objectives `images` and `adapted`: their weighted sum, and its parts."""
+    objective, subject = config.objective, unit.subject
+    images, labels = source.batch(step, unit=unit.number)
+    loss = images.new_zeros(())
     parts: dict[str, float] = {}
-    if objective.images or objective.adapted:
-        decoded = generate(torch.randn(config.draws, subject.codes, ghn.config.code, generator=draw))
     if objective.images:
-        logits = subject.logits(decoded, images.expand(config.draws, *images.shape))
-        loss, found = images_loss(logits, labels, config.cosine_weight)
-        losses.append(objective.images * loss)
-        parts |= found
+        logits = subject.logits(weights, images.expand(config.draws, *images.shape))
+        entropy, parts = images_loss(logits, labels, config.cosine_weight)
+        loss = loss + objective.images * entropy
     if objective.adapted:
         ahead = objective.steps_ahead(step, config.steps)
-        batches = [source.batch(step, number, unit=unit) for number in range(ahead + 1)]
-        loss, found = adapted_loss(subject, decoded, batches, objective)
-        losses.append(objective.adapted * loss)
-        parts |= found
-    if objective.zoo and teachers is not None:
-        pick = _stream(config, "ghn-teacher", step, unit)
-        number = int(torch.randint(teachers.count(subject.name), (), generator=pick))
-        code = teachers.code(subject.name, number)
-        loss, found = zoo_loss(
-            subject, generate(code[None]), teachers.state(subject.name, number), code, images, prior=objective.prior
-        )
-        losses.append(objective.zoo * loss)
-        parts |= found
-    loss = torch.stack(losses).sum()
-    (loss / config.meta_batch).backward()
-    return loss.item(), parts
+        batches = [source.batch(step, number, unit=unit.number) for number in range(ahead + 1)]
+        entropy, found = adapted_loss(subject, weights, batches, objective)
+        loss, parts = loss + objective.adapted * entropy, parts | found
+    return loss, parts
+
+
+def teacher_loss(
+    ghn: GHN, unit: Unit, teachers: Teachers, config: GHNTrainingConfig, source: ImageStream, step: int
+) -> tuple[Tensor, dict[str, float]]:
+    """Of the objective `zoo`, for one collected network of the architecture."""
+    name = unit.subject.name
+    pick = _stream(config, "ghn-teacher", step, unit.number)
+    number = int(torch.randint(teachers.count(name), (), generator=pick))
+    code = teachers.code(name, number)
+    (decoded,) = generate(ghn, [unit], [code[None]], anchor_at(config, ghn.config.anchor, step))
+    images, _ = source.batch(step, unit=unit.number)
+    loss, parts = zoo_loss(
+        unit.subject, decoded, teachers.state(name, number), code, images, prior=config.objective.prior
+    )
+    return config.objective.zoo * loss, parts
+
+
+def train_step(
+    ghn: GHN, subjects: Mapping[int, Subject], config: GHNTrainingConfig, source: ImageStream, step: int,
+    teachers: Teachers | None = None,
+) -> list[tuple[float, dict[str, float]]]:  # fmt: skip
+    """Loss and its parts for each of some units of a step, whose architectures are given by number of the unit.
+
+    Their share of the gradient of the step is added to those of the GHN and of the codes of the teachers.
+    """
+    generated = bool(config.objective.images or config.objective.adapted)
+    units = [Unit(number, each, _stream(config, "ghn-draw", step, number)) for number, each in subjects.items()]
+    decoded: list[dict[str, Tensor]] = [{} for _ in units]
+    if generated:
+        codes = [torch.randn(config.draws, u.subject.codes, ghn.config.code, generator=u.draw) for u in units]
+        decoded = generate(ghn, units, codes, anchor_at(config, ghn.config.anchor, step))
+    leaves = [{name: value.detach().requires_grad_() for name, value in each.items()} for each in decoded]
+    results = []
+    for unit, weights in zip(units, leaves, strict=True):
+        terms = [unit_loss(unit, weights, config, source, step)] if generated else []
+        if config.objective.zoo and teachers is not None:
+            terms.append(teacher_loss(ghn, unit, teachers, config, source, step))
+        loss = torch.stack([term for term, _ in terms]).sum()
+        (loss / config.meta_batch).backward()
+        results.append((loss.item(), {name: value for _, parts in terms for name, value in parts.items()}))
+    pass_back(decoded, leaves)
+    return results
+
+
+def pass_back(decoded: Sequence[Mapping[str, Tensor]], leaves: Sequence[Mapping[str, Tensor]]) -> None:
+    """On into the GHN with the gradients that the detached weights have got; weights that nothing read have none."""
+    reached: list[Tensor] = []
+    slopes: list[Tensor] = []
+    for values, own in zip(decoded, leaves, strict=True):
+        for name, leaf in own.items():
+            if leaf.grad is not None:
+                reached.append(values[name])
+                slopes.append(leaf.grad)
+    if reached:
+        torch.autograd.backward(reached, slopes)
+
+
+def at_once(subjects: Mapping[int, Subject], draws: int) -> Iterator[dict[int, Subject]]:
+    """Units in their order, as many together as have `NUMBERS_AT_ONCE` decoded weights, and at least one."""
+    taken: dict[int, Subject] = {}
+    for number, subject in subjects.items():
+        if taken and draws * sum(each.plan.numel for each in (*taken.values(), subject)) > NUMBERS_AT_ONCE:
+            yield taken
+            taken = {}
+        taken[number] = subject
+    if taken:
+        yield taken
 
 
 def gradients(
@@ -91,12 +168,15 @@ def gradients(
         source: the images.
         step: number of the step.
     """
-    values: dict[str, float] = {}
+    chosen = {}
     for unit in range(fabric.global_rank, config.meta_batch, fabric.world_size):
         choice = torch.randint(len(subjects), (), generator=_stream(config, "ghn-architecture", step, unit))
-        loss, parts = train_step(ghn, subjects[int(choice)], config, source, step, teachers, unit)
-        for name, value in {"loss": loss, **parts}.items():
-            values[name] = values.get(name, 0.0) + value / config.meta_batch
+        chosen[unit] = subjects[int(choice)]
+    values: dict[str, float] = {}
+    for taken in at_once(chosen, config.draws):
+        for loss, parts in train_step(ghn, taken, config, source, step, teachers):
+            for name, value in {"loss": loss, **parts}.items():
+                values[name] = values.get(name, 0.0) + value / config.meta_batch
     sum_gradients(fabric, [*ghn.parameters(), *(teachers.parameters() if teachers else ())])
     summed = total(fabric, torch.tensor(list(values.values()), dtype=torch.float64, device=ghn.device))
     means = dict(zip(values, summed.tolist(), strict=True))

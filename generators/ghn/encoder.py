@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ SINE_SCALE = 0.3  # spread of the random phases per unit of feature; at 1.5 unse
 class Encoder(nn.Module, ABC):
     """Features `[N, F]` of N nodes to embeddings `[N, hidden]` of unit second moment per node.
 
-    Random sine features in front tell layers apart that differ only in depth. Subclasses add the messages.
+    Called with several tables it gives the embeddings of one after those of the other. Random sine features in front
+    tell layers apart that differ only in depth. Subclasses add the messages.
 
     Args:
         hidden: width of the embeddings.
@@ -47,9 +49,15 @@ class Encoder(nn.Module, ABC):
     def exchange(self, x: Tensor, table: NodeTable) -> Tensor:
         """Node states `[N, hidden]` before the exchange of messages to those after it."""
 
-    def forward(self, table: NodeTable) -> Tensor:
-        x = self.inlet(torch.cat([table.features, torch.sin(self.sine(table.features))], dim=-1))
-        return self.norm(self.exchange(x, table))
+    def exchange_together(self, x: Tensor, tables: Sequence[NodeTable]) -> Tensor:
+        """`exchange` within each of several architectures, whose nodes follow one another in `x`."""
+        parts = x.split([len(table.features) for table in tables])
+        return torch.cat([self.exchange(part, table) for part, table in zip(parts, tables, strict=True)])
+
+    def forward(self, *tables: NodeTable) -> Tensor:
+        features = torch.cat([table.features for table in tables])
+        x = self.inlet(torch.cat([features, torch.sin(self.sine(features))], dim=-1))
+        return self.norm(self.exchange_together(x, tables))
 
 
 def make_encoder(name: str, hidden: int, *, layers: int, heads: int, distance_limit: int) -> Encoder:

@@ -14,7 +14,7 @@ recurrent weights, a classifier of another class count) is drawn per member all 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from generators.ghn.config import GHNConfig
 from generators.ghn.decoder import Part, make_decoder
 from generators.ghn.encoder import make_encoder
 from generators.ghn.mixing import shares
-from generators.ghn.plan import DecodePlan, Group, decode_plan
+from generators.ghn.plan import DecodePlan, Group, decode_plan, together
 from generators.ghn.probes import probes
 from generators.ghn.writing import storage, write
 from generators.graph import Graph, trace
@@ -133,15 +133,44 @@ class GHN(Generator):
         Returns:
             Parameter name to `[M, *shape]`.
         """
-        hidden = self.encoder(plan.table)
-        return self.decode(plan, with_codes(hidden, codes), noise, anchor=anchor)
+        return self.predict_together([plan], [codes], [noise], anchor=anchor)[0]
+
+    def predict_together(
+        self, plans: Sequence[DecodePlan], codes: Sequence[Tensor], noise: Sequence[Noise],
+        *, anchor: float | None = None,
+    ) -> list[dict[str, Tensor]]:  # fmt: skip
+        """`predict` for several architectures at once, which for small ones takes half the time.
+
+        Args:
+            plans: of A architectures.
+            codes: a tensor for each, all with M members.
+            noise: for each; called in the order of `together(plans)`.
+            anchor: as there.
+
+        Returns:
+            For each of the architectures, parameter name to `[M, *shape]`.
+        """
+        tables = [plan.table for plan in plans]
+        hidden = self.encoder(*tables).split([len(table.features) for table in tables])
+        vectors = [with_codes(own, code) for own, code in zip(hidden, codes, strict=True)]
+
+        def of_its_own(target: str, shape: tuple[int, ...]) -> Tensor:
+            place, _, name = target.partition("/")
+            return noise[int(place)](name, shape)
+
+        decoded = self.decode(together(plans), torch.cat(vectors, dim=1), of_its_own, anchor=anchor)
+        found: list[dict[str, Tensor]] = [{} for _ in plans]
+        for target, value in decoded.items():
+            place, _, name = target.partition("/")
+            found[int(place)][name] = value
+        return found
 
     def decode(
-        self, plan: DecodePlan, vectors: Tensor, noise: Noise, *, anchor: float | None = None
+        self, groups: Sequence[Group], vectors: Tensor, noise: Noise, *, anchor: float | None = None
     ) -> dict[str, Tensor]:
         """The part of `predict` after the encoder; `vectors` is `[M, N, hidden + code]`."""
         pieces: dict[tuple[str, int], dict[int, Tensor]] = defaultdict(dict)
-        for group, part, noise_share, share in self._parts(plan, vectors, anchor):
+        for group, part, noise_share, share in self._parts(groups, vectors, anchor):
             decoded = part.matrices(group.target_std * share * part.norm).unflatten(-1, (group.inputs, *group.kernel))
             if (self.config.anchor if anchor is None else anchor) > 0:
                 one = (len(vectors), *decoded.shape[2:])
@@ -157,13 +186,13 @@ class GHN(Generator):
         }
 
     def _parts(
-        self, plan: DecodePlan, vectors: Tensor, anchor: float | None = None
+        self, groups: Sequence[Group], vectors: Tensor, anchor: float | None = None
     ) -> Iterator[tuple[Group, Part, Tensor, Tensor]]:
         """Every group with what it decodes to, and the shares `[M, G]` of noise and decoded part."""
         limit = self.config.decoded_limit if anchor is None else 0.0
         anchor = self.config.anchor if anchor is None else anchor
-        parts = self.decoder.parts(plan.groups, vectors, largest=bool(limit and anchor)) if plan.groups else ()
-        for group, part in zip(plan.groups, parts, strict=True):
+        parts = self.decoder.parts(groups, vectors, largest=bool(limit and anchor)) if groups else ()
+        for group, part in zip(groups, parts, strict=True):
             yield group, part, *shares(group, part, anchor=anchor, limit=limit)
 
     def propose(self, model: nn.Module, request: Request) -> Proposal:
@@ -235,7 +264,7 @@ class GHN(Generator):
             noise: seed and index of each member of the block.
             weights: name to `[M, *shape]`.
         """
-        for group, part, noise_share, share in self._parts(plan, vectors):
+        for group, part, noise_share, share in self._parts(plan.groups, vectors):
             scale = (group.target_std * share * part.norm).tolist()
             noise_scale = (group.target_std * noise_share).tolist()
             for index, (name, block) in enumerate(zip(group.names, group.blocks, strict=True)):

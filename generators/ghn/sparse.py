@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,17 @@ with (
 ):  # it scripts helpers while it is imported, which newer versions of torch announce to drop
     warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
     from torch_geometric.nn import TransformerConv
+
+
+def side_by_side(tables: Sequence[NodeTable]) -> tuple[Tile, ...]:
+    """The tiles of several architectures whose nodes follow one another."""
+    tiles, first = [], 0
+    for table in tables:
+        for tile in table.tiles:
+            targets = slice(tile.targets.start + first, tile.targets.stop + first)
+            tiles.append(Tile(targets, tile.sources + first if first else tile.sources, tile.relation))
+        first += len(table.features)
+    return tuple(tiles)
 
 
 class RelationAttention(TransformerConv):
@@ -77,6 +89,10 @@ class SparseEncoder(Encoder):
         self.layers = nn.ModuleList(EncoderLayer(hidden, heads=heads) for _ in range(layers))
 
     def exchange(self, x: Tensor, table: NodeTable) -> Tensor:
+        return self.exchange_together(x, [table])
+
+    def exchange_together(self, x: Tensor, tables: Sequence[NodeTable]) -> Tensor:
+        tiles = side_by_side(tables)
         for layer in self.layers:
-            x = layer(x, table.tiles, self.relations.weight)
+            x = layer(x, tiles, self.relations.weight)
         return x

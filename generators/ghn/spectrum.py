@@ -36,7 +36,8 @@ def equalise(matrices: Tensor, steps: int) -> Tensor:
 def equaliser(left_gram: Tensor, right_gram: Tensor, steps: int) -> Tensor:
     """Q `[..., R, R]` such that `left @ Q @ right` is `equalise(left @ right, steps)`.
 
-    With W = left Q right, a step W <- a W + b W W^T W + c (W W^T)^2 W is Q <- a Q + (b X + c X^2) Q for X = Q C Q^T A.
+    With W = left Q right and X = Q C Q^T A, a step W <- a W + b W W^T W + c (W W^T)^2 W is Q <- P Q for
+    P = a + b X + c X^2. Q starts as a number, so all of these are polynomials of C A: they commute, and X <- P^2 X.
 
     Args:
         left_gram: A = left^T left, `[..., R, R]`.
@@ -44,18 +45,20 @@ def equaliser(left_gram: Tensor, right_gram: Tensor, steps: int) -> Tensor:
         steps: Newton-Schulz steps.
     """
     a, b, c = NEWTON_SCHULZ
-
-    def unit(between: Tensor) -> Tensor:
-        """`between` such that the product has Frobenius norm 1, if it is not zero: |W|^2 = trace(Q C Q^T A)."""
-        square = (between @ right_gram @ between.mT * left_gram).sum(dim=(-2, -1), keepdim=True)
-        return between / torch.where(square > TINY**2, square, 1.0).sqrt()
-
     eye = torch.eye(left_gram.shape[-1], dtype=left_gram.dtype, device=left_gram.device)
-    between = unit(eye.expand(torch.broadcast_shapes(left_gram.shape, right_gram.shape)))
+    x = right_gram @ left_gram
+    square = _or_one(x.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None])  # |W|^2 is the trace of X
+    x, between = x / square, eye / square.sqrt()
     for _ in range(steps):
-        x = between @ right_gram @ between.mT @ left_gram
-        between = a * between + (b * x + c * x @ x) @ between
-    return unit(between)
+        step = a * eye + b * x + c * (x @ x)
+        between = step @ between
+        x = step @ (step @ x)
+    return between / _or_one(x.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]).sqrt()
+
+
+def _or_one(square: Tensor) -> Tensor:
+    """Squared norms to divide by: 1 for those of zero matrices."""
+    return torch.where(square > TINY**2, square, 1.0)
 
 
 def mixture(rows: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def slow_loss(ghn, config, name, images, labels, step, shape):
     hidden, all_logits = ghn.encoder(plan.table), []
     for index in range(config.draws):
         vectors = torch.cat([hidden, codes[index]], dim=1)[None]
-        own = ghn.decode(plan, vectors, lambda key, _, index=index: noise[key][index, None], anchor=anchor)
+        own = ghn.decode(plan.groups, vectors, lambda key, _, index=index: noise[key][index, None], anchor=anchor)
         weights = {}
         for key, value in network.named_parameters():
             if key in own:
@@ -84,7 +84,7 @@ def test_gradient_against_a_loop_over_draws(images, config, name, step):
     ghn = GHN(replace(config.ghn, gain_bound=2.0))
     batch, labels = images.train.images[:32], images.train.labels[:32]
     source = SimpleNamespace(batch=lambda step, number=0, unit=0: (batch, labels))
-    loss, parts = train_step(ghn, Subject(name, ghn, images, draws=config.draws), config, source, step)
+    ((loss, parts),) = train_step(ghn, {0: Subject(name, ghn, images, draws=config.draws)}, config, source, step)
     found = {key: value.grad for key, value in ghn.named_parameters() if value.grad is not None}
     ghn.zero_grad()
     wanted = slow_loss(ghn, config, name, batch, labels, step, images.shape)
@@ -288,8 +288,7 @@ def test_a_loss_that_is_not_finite(images, tmp_path, monkeypatch):
     """Named with its step; the last good state stays, and no checkpoint is written."""
 
     def broken(*given):
-        loss, parts = train_step(*given)
-        return (float("nan") if given[4] == 5 else loss), parts
+        return [(float("nan") if given[4] == 5 else loss, parts) for loss, parts in train_step(*given)]
 
     monkeypatch.setattr(ghn_step, "train_step", broken)
     with pytest.raises(ConfigError, match="not finite at step 5"):

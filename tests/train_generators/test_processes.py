@@ -63,7 +63,7 @@ def test_mean_over_a_meta_batch_is_that_of_its_units(alone, images):
         subject = subjects[int(torch.randint(len(subjects), (), generator=draw))]
         names.add(subject.name)
         ghn.zero_grad()
-        ghn_step.train_step(ghn, subject, replace(config, meta_batch=1), source, 3, None, unit)
+        ghn_step.train_step(ghn, {unit: subject}, replace(config, meta_batch=1), source, 3)
         for name, value in ghn.named_parameters():
             if value.grad is not None:
                 sums[name] += value.grad / config.meta_batch

@@ -11,12 +11,14 @@ from torch import nn
 
 from generators import load, save
 from generators.errors import UnknownNameError
+from generators.ghn.codes import member_noise
 from generators.ghn.config import GHNConfig
 from generators.ghn.decoder import DECODERS, Decoder, DecoderSettings, make_decoder
 from generators.ghn.encoder import ENCODERS
 from generators.ghn.ghn import GHN
 from generators.ghn.plan import Group
 from generators.statistics import measure
+from small_ghn import network
 
 SMALL = GHNConfig(
     hidden=16, heads=2, layers=2, width=24, rank=6, cells=8, block=8, block_kernel=3, gain_bound=2.0, distance_limit=4
@@ -101,6 +103,33 @@ def test_gradients_reach_every_parameter(encoder, decoder):
             if "lin_skip" not in name:
                 assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
                 assert parameter.grad.abs().max() > 0, name
+
+
+@both
+def test_architectures_together_against_one_after_the_other(encoder, decoder):
+    """Values and gradients; the second model has layers of the first one's shapes, and each draws noise of its own."""
+    made = ghn(encoder, decoder, anchor=0.5, code=4)
+    plans = [made.plan(Everything(), EXAMPLE), made.plan(network("resnet-8-w4"), torch.zeros(1, 1, 8, 8))]
+    plans.append(plans[0])
+    codes = [torch.randn(2, len(plan.table.features), 4, generator=rng(place)) for place, plan in enumerate(plans)]
+    noise = [member_noise(place, range(2)) for place in range(3)]
+
+    def gradients(found):
+        made.zero_grad()
+        torch.stack([(value**3).sum() for each in found for value in each.values()]).sum().backward()
+        return {name: value.grad for name, value in made.named_parameters() if value.grad is not None}
+
+    together = made.predict_together(plans, codes, noise)
+    alone = [made.predict(*each) for each in zip(plans, codes, noise, strict=True)]
+    for one, other in zip(together, alone, strict=True):
+        assert one.keys() == other.keys() and len(one) > 5
+        for name, value in other.items():
+            torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert not torch.equal(together[0]["stem.weight"], together[2]["stem.weight"])
+    found, wanted = gradients(together), gradients(alone)
+    scale = max(value.abs().max().item() for value in wanted.values())
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5 * scale, msg=name)
 
 
 @both

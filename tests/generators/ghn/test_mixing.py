@@ -100,8 +100,8 @@ def test_what_is_written_is_what_decode_gives(decoder):
         members = range(2)
         codes = torch.stack([ghn.code(5, member, ghn.code_nodes(plan)) for member in members])
         vectors = with_codes(ghn.encoder(plan.table), codes)
-        found = ghn.decode(plan, vectors, member_noise(5, members))
-        cut = [each for *_, share in ghn._parts(plan, vectors) for each in share.flatten().tolist()]
+        found = ghn.decode(plan.groups, vectors, member_noise(5, members))
+        cut = [each for *_, share in ghn._parts(plan.groups, vectors) for each in share.flatten().tolist()]
     assert min(cut) < 0.6 < 0.71 < max(cut)
     for name, value in found.items():
         torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
