@@ -32,7 +32,7 @@ from generators.errors import TraceError
 from generators.initialiser import Initialiser, Kind, Proposal, Request, check_needs, needs_of, resolve
 from generators.inventory import Inventory, Role, inventory
 from generators.report import InitReport
-from generators.wrappers import unwrapped
+from generators.wrappers import outside_names, unwrapped
 
 if TYPE_CHECKING:
     from generators.graph import Graph
@@ -178,8 +178,8 @@ def init(
     """Fill `model` in place, or raise and leave it as it was.
 
     Args:
-        model: any module with parameters. Of one that is compiled or spread over devices the model inside is filled, as
-            it would be without its wrapper.
+        model: any module with parameters. One that is compiled or spread over devices, as a whole or in parts, is
+            filled as it would be without these wrappers.
         spec: a chain of names such as `"he"`, `"noise-ghn-digits"`, `"orthogonal+lsuv"`; or an initialiser object.
         seed: root seed; the same (spec, model, seed, member) gives bit-identical weights. The global random state is
             neither used nor changed.
@@ -200,14 +200,14 @@ def init(
         ProposalError: an initialiser gave values that do not fit; nothing was written.
         CollapseError: a generated weight has lost its spread; nothing was written.
     """
-    inside, prefix = unwrapped(model)
-    if prefix:
+    check_model(model)
+    plain = unwrapped(model)
+    if plain is not model:
         report = init(
-            inside, spec, seed=seed, member=member, data=data, loss=loss, relative=relative,
+            plain, spec, seed=seed, member=member, data=data, loss=loss, relative=relative,
             example_inputs=example_inputs, frozen=frozen,
         )  # fmt: skip
-        return report.prefixed(prefix)
-    check_model(model)
+        return report.renamed(outside_names(model))
     chain = resolve(spec)
     name = spec if isinstance(spec, str) else chain[0].name
     check_needs(chain, data=data, loss=loss, relative=relative)
@@ -219,7 +219,7 @@ def init(
     tensors = state_tensors(model)
     request = Request(
         found, seed=seed, member=member, data=readable_again(data), loss=loss,
-        relative=unwrapped(relative)[0] if isinstance(relative, nn.Module) else relative,
+        relative=unwrapped(relative) if isinstance(relative, nn.Module) else relative,
         example_inputs=example_inputs, graph=graph,
     )  # fmt: skip
     merged, working, statistics = Proposal(notes=notes), model, Spreads()

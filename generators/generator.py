@@ -18,7 +18,7 @@ from generators.checking import check_model, check_spread, state_tensors
 from generators.errors import ConfigError, unknown_name
 from generators.filling import take_inventory, writable
 from generators.initialiser import Kind, Proposal, Request
-from generators.wrappers import unwrapped
+from generators.wrappers import outside_names, unwrapped
 
 GENERATOR_KINDS: dict[str, str] = {
     "conv-vae": "generators.local.generator:LocalGenerator",
@@ -112,14 +112,15 @@ class Generator(nn.Module, ABC):
         """
         if n < 1:
             raise ConfigError(f"n must be at least 1, got {n}")
-        inside, prefix = unwrapped(model)
-        if prefix:
-            asked: dict[str, Any] = {"seed": seed, "first": first, "codes": codes, "example_inputs": example_inputs}
-            if not stacked:
-                return _prefixed(prefix, self.sample(inside, n, **asked))
-            parameters, buffers = self.sample(inside, n, **asked, stacked=True)
-            return _prefixed(prefix, parameters), _prefixed(prefix, buffers)
         check_model(model)
+        plain = unwrapped(model)
+        if plain is not model:
+            asked: dict[str, Any] = {"seed": seed, "first": first, "codes": codes, "example_inputs": example_inputs}
+            names = outside_names(model)
+            if not stacked:
+                return _renamed(names, self.sample(plain, n, **asked))
+            parameters, buffers = self.sample(plain, n, **asked, stacked=True)
+            return _renamed(names, parameters), _renamed(names, buffers)
         found, graph, _ = take_inventory(model, example_inputs)
         request = Request(found, seed=seed, example_inputs=example_inputs, graph=graph, codes=codes)
         proposal = self.propose_stack(model, request, range(first, first + n))
@@ -147,8 +148,8 @@ class Generator(nn.Module, ABC):
         return {}
 
 
-def _prefixed(prefix: str, states: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: value for name, value in states.items()}
+def _renamed(names: dict[str, str], states: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {names[name]: value for name, value in states.items()}
 
 
 def _for_vmap(model: nn.Module, states: dict[str, Tensor], n: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
@@ -49,11 +50,11 @@ class InitReport:
                 f"(missing {lost[:5]}, not in the model {extra[:5]}); this is a fault of the initialiser, please tell"
             )
 
-    def prefixed(self, prefix: str) -> InitReport:
-        """The same with names of tensors that begin with `prefix`, as a wrapper of the model calls them."""
+    def renamed(self, names: Mapping[str, str]) -> InitReport:
+        """The same with other names of tensors, those of a model with wrappers."""
 
         def outside(table: dict[str, Row]) -> dict[str, Row]:
-            return {prefix + name: row for name, row in table.items()}
+            return {names[name]: row for name, row in table.items()}
 
         return replace(
             self, generated=outside(self.generated), fallbacks=outside(self.fallbacks), kept=outside(self.kept),

@@ -1,9 +1,11 @@
-"""What holds a whole model in itself: `torch.compile`, `DataParallel`, `DistributedDataParallel`.
+"""What holds a model or a part of one in itself: `torch.compile`, `DataParallel`, `DistributedDataParallel`.
 
-The weights that a seed names are those of the model inside, whose tensors the wrapper only calls otherwise.
+The weights that a seed names are those of the model without wrappers, whose tensors have other names with them.
 """
 
 from __future__ import annotations
+
+import itertools
 
 from torch import nn
 
@@ -16,9 +18,37 @@ def wrapped_leaf(module: nn.Module) -> str:
     return leaf if leaf and leaf in module._modules else ""
 
 
-def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
-    """The model inside all wrappers, and what the names of its tensors begin with outside, such as "_orig_mod."."""
-    prefix = ""
-    while leaf := wrapped_leaf(model):
-        model, prefix = model.get_submodule(leaf), f"{prefix}{leaf}."
-    return model, prefix
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model without the wrappers around it and around its parts; itself if there are none.
+
+    Parameters and buffers are the same objects; of modules that have a wrapper in them there are shallow copies.
+    """
+    return _unwrapped(model, {})
+
+
+def _unwrapped(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    while leaf := wrapped_leaf(module):
+        module = module.get_submodule(leaf)
+    if module not in done:
+        parts = dict(module._modules)
+        plain = {name: part if part is None else _unwrapped(part, done) for name, part in parts.items()}
+        done[module] = module
+        if any(plain[name] is not part for name, part in parts.items()):
+            done[module] = object.__new__(type(module))
+            tables = {"_parameters": dict(module._parameters), "_buffers": dict(module._buffers), "_modules": plain}
+            done[module].__dict__.update(module.__dict__ | tables)
+    return done[module]
+
+
+def outside_names(model: nn.Module) -> dict[str, str]:
+    """Name of every parameter and buffer of `unwrapped(model)` -> its name in `model`."""
+    every = model.named_modules(remove_duplicate=False)
+    held = {f"{path}.{leaf}".lstrip(".") for path, module in every if (leaf := wrapped_leaf(module))}
+    tensors = itertools.chain(
+        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    )  # fmt: skip
+    names = {}
+    for name, _ in tensors:
+        steps = itertools.accumulate(name.split("."), "{}.{}".format)
+        names[".".join(step.rpartition(".")[2] for step in steps if step not in held)] = name
+    return names

@@ -1,8 +1,8 @@
-"""Models that are compiled or spread over devices: the weights of what they hold, under the names of the wrapper."""
+"""Models that are compiled or spread over devices, as a whole or in parts: the weights of plain ones, other names."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,64 +11,103 @@ from torch import nn
 
 import generators
 from generators import init
-from generators.wrappers import unwrapped, wrapped_leaf
+from generators.wrappers import outside_names, unwrapped, wrapped_leaf
 from small_models import process_group
 
 
 def network() -> nn.Module:
-    layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
-    return nn.Sequential(*layers)
+    stem = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    return nn.Sequential(stem, nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
 
 
-def wrappers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every wrapper, and one in the other, by what their names begin with; in a process group."""
-    spread = nn.parallel.DistributedDataParallel
-    return {
-        "module.": nn.DataParallel(model),
-        "_orig_mod.": torch.compile(copy.deepcopy(model)),
-        "module._orig_mod.": spread(torch.compile(copy.deepcopy(model))),
-        "_orig_mod.module.": torch.compile(spread(copy.deepcopy(model))),
-    }
+SPREAD = nn.parallel.DistributedDataParallel
 
 
-def test_what_a_wrapper_holds() -> None:
-    model = network()
-    assert unwrapped(model) == (model, "") and wrapped_leaf(model) == ""
+def compiled_parts(model: nn.Module) -> nn.Module:
+    model[0], model[3] = torch.compile(model[0]), nn.DataParallel(model[3])
+    return model
+
+
+def spread_inside(model: nn.Module) -> nn.Module:
+    model[0][0] = SPREAD(torch.compile(model[0][0]))
+    return torch.compile(model)
+
+
+WRAPPERS: dict[str, tuple[Callable[[nn.Module], nn.Module], dict[str, str]]] = {
+    "replicated": (nn.DataParallel, {"": "module."}),
+    "compiled": (torch.compile, {"": "_orig_mod."}),
+    "compiled and spread": (lambda model: SPREAD(torch.compile(model)), {"": "module._orig_mod."}),
+    "spread and compiled": (lambda model: torch.compile(SPREAD(model)), {"": "_orig_mod.module."}),
+    "parts": (compiled_parts, {"0.": "0._orig_mod.", "3.": "3.module."}),
+    "all over": (spread_inside, {"0.0.": "_orig_mod.0.0.module._orig_mod.", "": "_orig_mod."}),
+}
+"""How a network is wrapped, in a process group, and how the beginnings of names change by that."""
+
+
+def outside(name: str, beginnings: dict[str, str]) -> str:
+    """The name that a tensor has in a wrapped network, by the table."""
+    found = next(inner for inner in beginnings if name.startswith(inner))
+    return beginnings[found] + name.removeprefix(found)
+
+
+@pytest.mark.parametrize("key", WRAPPERS)
+def test_a_model_without_its_wrappers(key: str) -> None:
+    """The same tensors under plain names, the same outputs, and what was wrapped is as it was."""
+    wrap, beginnings = WRAPPERS[key]
     with process_group():
-        for prefix, wrapper in wrappers(model).items():
-            inside, found = unwrapped(wrapper)
-            assert found == prefix and type(inside) is nn.Sequential
-            assert [found + name for name in inside.state_dict()] == list(wrapper.state_dict())
+        wrapper = wrap(network())
+        before = list(wrapper.state_dict())
+        plain = unwrapped(wrapper)
+        assert not any(wrapped_leaf(module) for module in plain.modules())
+        assert list(plain.state_dict()) == list(network().state_dict())
+        inside, state = (model.state_dict(keep_vars=True) for model in (plain, wrapper))
+        assert all(state[outside(name, beginnings)] is value for name, value in inside.items())
+        assert {name: outside(name, beginnings) for name in plain.state_dict()} == outside_names(wrapper)
+        assert list(wrapper.state_dict()) == before and plain(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("spec", ["he", "conv-vae-digits", "noise-ghn-digits", "orthogonal+rewire", "he+lsuv"])
+def test_a_model_that_has_no_wrappers_is_itself() -> None:
+    model = network()
+    assert unwrapped(model) is model and wrapped_leaf(model) == ""
+    assert all(name == same for name, same in outside_names(model).items())
+
+
+def test_a_part_that_is_there_twice_stays_one() -> None:
+    shared = nn.Sequential(torch.compile(nn.Linear(3, 3)))
+    plain = unwrapped(nn.Sequential(shared, nn.ReLU(), shared))
+    assert plain[0] is plain[2] and type(plain[0][0]) is nn.Linear
+
+
+@pytest.mark.parametrize("spec", ["he", "torch", "conv-vae-digits", "noise-ghn-digits", "orthogonal+rewire", "he+lsuv"])
 def test_a_seed_names_the_weights_of_the_model_inside(spec: str) -> None:
     """Chains too, which copy the model: one with a process group cannot be copied."""
     data = [(torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8))]
     plain = network()
     account = init(plain, spec, seed=3, data=data)
     with process_group():
-        for prefix, wrapper in wrappers(network()).items():
+        for wrap, beginnings in WRAPPERS.values():
+            wrapper = wrap(network())
             report = init(wrapper, spec, seed=3, data=data)
-            wanted = replace(account.prefixed(prefix), figures=report.figures)  # which hold the time that it took
+            names = {name: outside(name, beginnings) for name in plain.state_dict()}
+            wanted = replace(account.renamed(names), figures=report.figures)  # which hold the time that it took
             assert report == wanted and report.figures.keys() == account.figures.keys()
             report.check(set(wrapper.state_dict()))
             for name, value in plain.state_dict().items():
-                assert wrapper.state_dict()[prefix + name].equal(value), (prefix, name)
+                assert wrapper.state_dict()[names[name]].equal(value), names[name]
 
 
 def test_samples_have_the_names_of_the_wrapper() -> None:
     generator, plain = generators.load("noise-ghn-digits"), network()
-    wanted, (parameters, buffers) = generator.sample(plain, 2), generator.sample(plain, 2, stacked=True)
+    wanted, pair = generator.sample(plain, 2), generator.sample(plain, 2, stacked=True)
     with process_group():
-        for prefix, wrapper in wrappers(plain).items():
+        for wrap, beginnings in WRAPPERS.values():
+            wrapper = wrap(network())
             found = generator.sample(wrapper, 2)
-            assert {prefix + name for name in wanted} == set(found) == set(wrapper.state_dict())
-            assert all(found[prefix + name].equal(value) for name, value in wanted.items())
-            pair = generator.sample(wrapper, 2, stacked=True)
-            for states, same in zip(pair, (parameters, buffers), strict=True):
-                assert {prefix + name for name in same} == set(states)
-                assert all(states[prefix + name].equal(value) for name, value in same.items())
+            assert {outside(name, beginnings) for name in wanted} == set(found) == set(wrapper.state_dict())
+            assert all(found[outside(name, beginnings)].equal(value) for name, value in wanted.items())
+            for states, same in zip(generator.sample(wrapper, 2, stacked=True), pair, strict=True):
+                assert {outside(name, beginnings) for name in same} == set(states)
+                assert all(states[outside(name, beginnings)].equal(value) for name, value in same.items())
 
 
 def test_a_trained_relative_may_be_wrapped() -> None:
