@@ -12,6 +12,7 @@ files are read in pieces long enough to be fast.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from collect.flat import MAPS
 from generators.errors import ConfigError, ZooError
 from generators.local.groups import GroupKey
 from generators.seeds import derive, stream
@@ -90,45 +92,57 @@ class TensorStack:
         lines, columns = self.key.lines(self.shape)
         return lines * (columns // self.size)
 
-    @cached_property
-    def _line(self) -> tuple[int, int]:
-        """Numbers of a line, and slices that fit into it; slices that fill the lines are lines of their own."""
-        _, columns = self.key.lines(self.shape)
-        return (columns, columns // self.size) if columns % self.size else (self.size, 1)
+    def reader(self) -> Callable[[np.ndarray, int, int], None]:
+        """A function of (out, index, start): it fills `out` [n, d] with kept slices of network `index` from `start` on.
 
-    def _stored(self, index: int, start: int, stop: int) -> np.ndarray:
-        """Slices `start` to `stop` of network `index`, kept or not, as they are stored, [stop - start, d]."""
-        columns, fit = self._line
-        first, last = start // fit, -(-stop // fit)
-        numbers = self.values()[self.rows[index], self.offset + first * columns : self.offset + last * columns]
-        if columns == self.size:
-            return numbers.reshape(-1, columns)
-        slices = numbers.reshape(-1, columns)[:, : fit * self.size].reshape(-1, self.size)
-        return slices[start - first * fit : stop - first * fit]
+        What is the same for every call is done once, here.
+        """
+        rows, kept, size = self.rows, self.kept, self.size
+        count, columns = self.key.lines(self.shape)
+        fit = columns // size
+        numbers = self.values()[:, self.offset : self.offset + count * columns]
+        if columns % size:  # the rest of a line fills no slice
+            lines = numbers.reshape(-1, count, columns)[..., : fit * size].reshape(-1, count, fit, size)
+
+            def by_line(out: np.ndarray, index: int, start: int) -> None:
+                stop = start + len(out)
+                places = np.arange(start, stop) if kept is None else kept[index, start:stop]
+                line = int(places[0]) // fit
+                near = lines[rows[index], line : int(places[-1]) // fit + 1].reshape(-1, size)
+                out[:] = near.take(places - line * fit, axis=0)
+
+            return by_line
+        slices = numbers.reshape(-1, count * fit, size)
+
+        def neighbours(out: np.ndarray, index: int, start: int) -> None:
+            out[:] = slices[rows[index], start : start + len(out)]
+
+        if kept is None:
+            return neighbours
+
+        def chosen(out: np.ndarray, index: int, start: int) -> None:
+            places = kept[index, start : start + len(out)]
+            if slices.dtype == out.dtype:
+                slices[rows[index]].take(places, 0, out, "clip")  # nothing to clip; other modes work on a copy of `out`
+            else:
+                out[:] = slices[rows[index]].take(places, axis=0)
+
+        return chosen
 
     def stored(self, index: int, start: int, stop: int) -> np.ndarray:
-        """The same of the slices that are kept."""
-        if self.kept is None:
-            return self._stored(index, start, stop)
-        places = self.kept[index, start:stop]
-        first = int(places[0])
-        return self._stored(index, first, int(places[-1]) + 1).take(places - first, axis=0)
-
-    def strip(self, index: int, start: int, length: int) -> list[np.ndarray]:
-        """`length` kept slices from `start` on, from the beginning again after the last one, in pieces."""
-        pieces = []
-        while start + length > self.count:
-            pieces.append(self.stored(index, start, self.count))
-            start, length = 0, length - (self.count - start)
-        return [*pieces, self.stored(index, start, start + length)] if length else pieces
+        """Kept slices `start` to `stop` of network `index` as they are stored, [stop - start, d]."""
+        found = np.empty((stop - start, self.size), self.values().dtype)
+        self.reader()(found, index, start)
+        return found
 
     def measured(self, pruned: float) -> TensorStack:
         """The stack with `pruned`, `kept`, `powers` and `scales`; reads every number once."""
         powers, scales, kept = [], [], []
+        whole = replace(self, kept=None)
         for index, row in enumerate(self.rows):
             numbers = self.values()[row, self.offset : self.offset + math.prod(self.shape)]
             powers.append(float(np.square(numbers, dtype=np.float64).mean()))
-            squares = np.square(self._stored(index, 0, self._all), dtype=np.float64)
+            squares = np.square(whole.stored(index, 0, self._all), dtype=np.float64)
             if pruned:
                 kept.append(strongest(squares.sum(1), pruned))
                 squares = squares[kept[-1]]
@@ -271,10 +285,15 @@ class Slices:
         found = np.searchsorted(self._ends, which, side="right")
         indices = (which - self._begins[found]) // self._weights[found]
         starts %= self._counts[found]
-        pieces: list[np.ndarray] = []
-        for number, index, start in zip(found.tolist(), indices.tolist(), starts.tolist(), strict=True):
-            pieces.extend(self.stacks[number].strip(index, start, length))
-        window = torch.from_numpy(np.concatenate(pieces, dtype=np.float32)).reshape(strips, length, -1)
+        window = torch.empty(strips, length, math.prod(self.key.shape))
+        reader = functools.lru_cache(maxsize=MAPS)(lambda number: self.stacks[number].reader())
+        facts = (each.tolist() for each in (found, indices, starts, self._counts[found]))
+        for strip, number, index, start, count in zip(window.numpy(), *facts, strict=True):
+            read = reader(number)
+            while start + len(strip) > count:  # on from the beginning
+                read(strip[: count - start], index, start)
+                strip, start = strip[count - start :], 0
+            read(strip, index, start)
         window *= torch.from_numpy(self._scales[self._firsts[found] + indices])[:, None, None]
         return window.transpose(0, 1).contiguous()
 

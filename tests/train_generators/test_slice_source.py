@@ -93,6 +93,24 @@ def test_a_batch_is_that_of_a_slow_loop(name, step):
     assert torch.allclose(batch, slow_batch(CASES[name], 16, seed=3, step=step), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("name", CASES)
+def test_readers_give_the_numbers_of_the_file_bit_for_bit(name, dtype):
+    for each in CASES[name].stacks:
+        numbers = each.values().astype(dtype)
+        each = replace(each, values=lambda numbers=numbers: numbers)
+        for index, row in enumerate(each.rows):
+            whole = torch.from_numpy(numbers[row, each.offset : each.offset + math.prod(each.shape)].copy())
+            wanted = each.key.cut(whole.reshape(each.shape)).flatten(1)
+            wanted = wanted if each.kept is None else wanted[each.kept[index].tolist()]
+            for start, stop in ((0, each.count), (1, each.count - 1), (each.count // 2, each.count // 2 + 1)):
+                out = torch.full((stop - start, each.size), math.nan)
+                each.reader()(out.numpy(), index, start)
+                assert torch.equal(out, wanted[start:stop].float())
+                stored = each.stored(index, start, stop)
+                assert stored.dtype == dtype and torch.equal(torch.from_numpy(stored), wanted[start:stop])
+
+
 @pytest.mark.parametrize("size", [1, 3000, WINDOW // 16])
 def test_batches_of_any_size(size):
     """The window of the last would be many times larger with whole strips."""
