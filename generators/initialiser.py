@@ -126,7 +126,6 @@ NEEDS = {
     "loss": "loss=function, such as torch.nn.functional.cross_entropy",
     "relative": "relative=model, a trained one to inherit from",
     "graph": "example_inputs=..., if the model cannot be traced without",
-    "checkpoint": "the name or the folder of one",
 }
 """What initialisers may need, and how it is given to `init`."""
 
@@ -199,7 +198,10 @@ def check_needs(chain: Iterable[Initialiser], **given: Any) -> None:
 
 
 def list_initialisers() -> list[InitialiserInfo]:
-    """Every registered initialiser: name, kind, what it needs (data, loss, ...), source paper and a summary."""
+    """Every registered initialiser: name, kind, what it needs (data, loss, a graph, ...), source paper and a summary.
+
+    None of them needs a checkpoint; the generators, each of which is one, are in `generators.list_generators()`.
+    """
     return [info for info, _ in _registry().values()]
 
 
