@@ -14,6 +14,7 @@ from train_generators import cli
 from train_generators.local_fidelity import SHOWN, recorded, span, table
 from train_generators.training_state import save_state
 
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 ROWS = {
     f"conv_weight-3x3-{bucket}": {
         **dict.fromkeys(SHOWN, 1.0), "active_units": 7 + bucket, "latent_units": 9, "auroc": auroc
@@ -69,3 +70,10 @@ def test_generators_that_cannot_be_shown_side_by_side(tmp_path):
     with pytest.raises(CheckpointError, match="nothing"):
         cli.main(["fidelity", "--checkpoints", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["local", "local-cifar10"])
+def test_tables_in_the_results_are_those_of_their_records(name):
+    record = json.loads((RESULTS / name / "fidelity.json").read_text())
+    for file in ("fidelity.md", "README.md"):
+        assert table(record) in (RESULTS / name / file).read_text(), file
