@@ -15,6 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from collect.durable import durable
@@ -29,6 +30,7 @@ from train_generators.compare.plots import COLOURS, KERNELS_SHOWN, NEUTRAL, STYL
 from train_generators.slice_source import Slices, TensorSlices
 from train_generators.vae_config import VAEConfig
 from train_generators.vae_data import open_data
+from train_generators.vae_group import drawn, examples
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +42,10 @@ LOOK = {"trained": (NEUTRAL, "-"), "sampled": (COLOURS[0], "-"), "He": (COLOURS[
 # ---- what is shown
 
 
-def sampled(model: SliceModel, count: int, draws: torch.Generator) -> Tensor:
-    """Slices `[count, *shape]` as the generator draws them for a square layer of at least so many, at unit spread."""
-    side = int(np.ceil(count**0.5))
-    layer = Layer(side, side, fan_in=side * model.size, fan_out=side * model.size)
-    return model.draw(layer, draws)[:count] / model.unit_std
+def sampled(model: SliceModel, trained: Slices, count: int, draws: torch.Generator) -> Tensor:
+    """Slices `[count, *shape]` at unit spread; a model of whole layers draws them for layers as the trained ones."""
+    found = drawn(model, examples(model, trained).layers(count), draws) / model.unit_std
+    return found[torch.randperm(len(found), generator=draws)[:count]]
 
 
 def traversal(model: SliceModel, latents: int = LATENTS_SHOWN) -> tuple[list[int], Tensor]:
@@ -100,7 +101,7 @@ def kernels(generator: LocalGenerator, trained: dict[GroupKey, Slices]) -> bytes
             every = slices.in_ram()
             known = every[torch.randperm(len(every), generator=draws)[:KERNELS_SHOWN]]
             _grid(line[0], known, f"{key}\ntrained")
-            _grid(line[1], sampled(model, KERNELS_SHOWN, draws), "sampled")
+            _grid(line[1], sampled(model, slices, KERNELS_SHOWN, draws), "sampled")
             _grid(line[2], torch.randn(known.shape, generator=draws), "He")
         return png(figure)
 
@@ -142,7 +143,7 @@ def spectra(generator: LocalGenerator, trained: dict[GroupKey, Slices]) -> bytes
             layer = Layer.of(key, whole.shape, whole.depth)
             shown = {
                 "trained": (every, whole.slices),
-                "sampled": (sampled(model, len(every), draws), model.draw(layer, draws)),
+                "sampled": (sampled(model, slices, len(every), draws), model.draw(layer, draws)),
                 "He": (torch.randn(every.shape, generator=draws), torch.randn(whole.slices.shape, generator=draws)),
             }
             for label, (all_of, of_layer) in shown.items():
@@ -153,6 +154,7 @@ def spectra(generator: LocalGenerator, trained: dict[GroupKey, Slices]) -> bytes
                 lower.plot(singular_values(matrix), **look)
             upper.set_title(str(key), fontsize=8)
             upper.set_xlabel("principal direction of the trained slices")
+            lower.xaxis.set_major_locator(MaxNLocator(integer=True))
             lower.set_xlabel(f"{whole.name} {tuple(whole.shape)}: singular value")
         above[0].set_ylabel("variance")
         below[0].set_ylabel("size, at unit spread")

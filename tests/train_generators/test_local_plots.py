@@ -17,8 +17,11 @@ from generators.errors import ConfigError, ZooError
 from generators.local.config import LocalConfig
 from generators.local.generator import SLICE_MODELS, LocalGenerator
 from generators.local.groups import GroupKey
+from generators.local.slice_model import Layer
 from train_generators import local_plots
 from train_generators.cli import COMMANDS
+from train_generators.vae_config import VAEConfig
+from train_generators.vae_data import open_data
 
 KEY = GroupKey.parse("conv_weight-3x3-1")
 
@@ -84,11 +87,22 @@ def test_networks_are_those_that_the_generator_was_fitted_on(images: ImageSet, t
     assert (tmp_path / "kernels.png").exists()
 
 
-def test_what_is_shown_as_trained_is_of_unit_spread(zoo: Path) -> None:
-    generator = load("conv-vae-digits")
-    assert isinstance(generator, LocalGenerator)
-    key = generator.keys[0]
+@pytest.mark.parametrize("kind", ["conv-vae", "filter-vae"])
+def test_samples_are_of_unit_spread_and_whole_layers_are_drawn_for_those_of_the_zoo(
+    kind: str, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `filter-vae` is told fan-in, fan-out and depth: layers that the zoo lacks have another spread."""
+    generator = LocalGenerator(LocalConfig(kind=kind, groups=(str(KEY),)))  # type: ignore[arg-type]
+    model, trained = generator.model(KEY).eval(), open_data(zoo, VAEConfig(least_slices=1)).groups[KEY].train
+    model.unit_std.fill_(2.0)
+    seen: list[Layer] = []
+    draw = model.draw
+    monkeypatch.setattr(model, "draw", lambda layer, draws: seen.append(layer) or draw(layer, draws))
+    samples = local_plots.sampled(model, trained, 500, torch.Generator().manual_seed(0))
+    assert samples.shape == (500, *KEY.shape)
+    known = {Layer.of(KEY, stack.shape, stack.depth) for stack in trained.stacks}
+    assert set(seen) == (known if model.whole_layers else {Layer(500)})
     draws = torch.Generator().manual_seed(0)
-    samples = local_plots.sampled(generator.model(key), 4000, draws)
-    assert samples.shape == (4000, *key.shape)
-    assert samples.square().mean().item() == pytest.approx(1, rel=0.05)
+    every = torch.cat([draw(layer, draws) for layer in seen]).flatten(1)
+    scaled = {tuple(row.tolist()) for row in every / 2.0}
+    assert all(tuple(row.tolist()) in scaled for row in samples.flatten(1))
