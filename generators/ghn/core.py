@@ -95,16 +95,16 @@ class Readings:
         return self.grams.index_select(0, index.to(self.grams.device))
 
 
-def spread(cores: Tensor, columns: Tensor, kernel: Tensor) -> Tensor:
+def spread(cores: Tensor, columns: Tensor, kernel: tuple[int, ...]) -> Tensor:
     """Cores over inputs and kernel positions: `[M, G, R, I * S]`.
 
     Args:
         cores: `[M, G, R, R, GRID * GRID]`.
         columns: V, `[I, R]`.
-        kernel: B, `[S, GRID * GRID]`.
+        kernel: S = prod(kernel) positions.
     """
-    taken = (cores @ kernel.mT).mT  # [M, G, R, S, R]
-    return (taken @ columns.mT).mT.flatten(-2)
+    taken = cores if kernel == (GRID, GRID) else cores @ kernel_basis(kernel, device=cores.device).to(cores).mT
+    return (taken.mT @ columns.mT).mT.flatten(-2)
 
 
 def _right_gram(cores: Tensor, column_gram: Tensor, kernels: Sequence[tuple[int, ...]]) -> Tensor:
@@ -185,8 +185,7 @@ class CoreDecoder(Decoder):
             values = largest_of_product(row_gram, between @ right_gram @ between.mT, start)
             found = values.to(cores).split(counts, dim=1)
         for group, own, norm, value in zip(groups, cores.split(counts, dim=1), norms, found, strict=True):
-            basis = kernel_basis(group.kernel, device=self.rows.device).to(own)
-            right = spread(own, columns.values[group.inputs], basis)
+            right = spread(own, columns.values[group.inputs], group.kernel)
             yield Part(rows.values[_row_size(group)], right, norm, value)
 
     def cores(self, targets: Tensor) -> Tensor:
