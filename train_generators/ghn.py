@@ -140,12 +140,16 @@ def fit(
         )  # fmt: skip
     ghn = _first(config, len(images.classes)).to(fabric.device)
     start_digest, ghn.digest = ghn.digest, ""  # what is trained on is no longer what was loaded
+    met = ghn.config.met
+    ghn.config = dataclasses.replace(ghn.config, met=())  # all that it is trained on is decoded
     config = dataclasses.replace(config, ghn=ghn.config)
     subjects = [
         Subject(name, ghn, images, draws=config.draws, autocast=fabric.autocast) for name in config.architectures
     ]
     widest = max(group.outputs for subject in subjects for group in subject.plan.groups)
-    ghn.config = dataclasses.replace(ghn.config, widest=max(widest, ghn.config.widest))
+    if met or not config.start:  # else what it had met before is not known
+        met = tuple(sorted({*met, *(sort for subject in subjects for sort in subject.sorts)}))
+    ghn.config = dataclasses.replace(ghn.config, widest=max(widest, ghn.config.widest), met=met)
     held: dict[str, Any] = {"ghn": ghn}
     groups: list[dict[str, Any]] = [{"params": list(ghn.parameters())}]
     teachers = None

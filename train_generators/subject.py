@@ -13,7 +13,7 @@ from collect.augmentation import Batches
 from collect.data import ImageSet
 from collect.forms import Form, choose
 from generators.ghn.ghn import GHN
-from generators.ghn.plan import DecodePlan
+from generators.ghn.plan import DecodePlan, sort_of
 from generators.initialiser import Proposal, Request
 from generators.pointwise import HE
 from generators.seeds import derive
@@ -57,6 +57,11 @@ class Subject:
             name: value.detach().to(ghn.device).expand(draws, *value.shape).clone()
             for name, value in module.named_buffers()
         }
+
+    @property
+    def sorts(self) -> set[str]:
+        """The sorts of layers that are decoded, see `generators.ghn.plan.sort_of`."""
+        return {sort_of(self.plan.found[name]) for group in self.plan.groups for name in group.names}
 
     def logits(self, decoded: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits `[M, B, classes]` of M generated networks on images `[M, B, C, H, W]`, batch statistics.

@@ -89,13 +89,15 @@ class GHN(Generator):
             TraceError: the graph of the model cannot be traced.
         """
         graph = graph or trace(model, example_inputs)
-        key = graph.signature + str([(info.name, info.shape, info.tied_to) for info in found or inventory(model)])
+        shapes = [(info.name, info.shape, info.tied_to) for info in found or inventory(model)]
+        key = graph.signature + str((shapes, self.config.met))
         if key not in self._plans:
             while len(self._plans) >= PLANS_KEPT:
                 self._plans.pop(next(iter(self._plans)))
             self._plans[key] = decode_plan(
-                graph, inventory(model, graph), classes=self.config.classes, distance_limit=self.config.distance_limit
-            )
+                graph, inventory(model, graph), classes=self.config.classes, met=self.config.met,
+                distance_limit=self.config.distance_limit,
+            )  # fmt: skip
         if self._plans[key].table.features.device != self.device:
             self._plans[key] = self._plans[key].to(self.device)
         return self._plans[key]

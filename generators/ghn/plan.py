@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -94,7 +94,17 @@ class DecodePlan:
         return replace(self, table=moved(self.table), groups=tuple(moved(group) for group in self.groups))
 
 
-def _reason_to_leave(info: ParameterInfo, classes: int) -> str | None:
+def sort_of(info: ParameterInfo) -> str:
+    """What sort of layer a parameter makes, as `GHNConfig.met` names them: "convolution", "grouped convolution", ..."""
+    if info.output:
+        return "classifier"
+    if info.role is not Role.CONV_WEIGHT:
+        return "attention" if info.role is Role.ATTENTION_WEIGHT or info.blocks > 1 else "linear layer"
+    facts = {"transposed": info.transposed, "grouped": info.groups > 1, "1-D": len(info.kernel) == 1}
+    return " ".join([*(name for name, true in facts.items() if true), "convolution"])
+
+
+def _reason_to_leave(info: ParameterInfo, classes: int, met: Collection[str]) -> str | None:
     if info.tied_to:
         return f"tied to {info.tied_to}"
     if info.role not in DECODED_ROLES:
@@ -107,10 +117,14 @@ def _reason_to_leave(info: ParameterInfo, classes: int) -> str | None:
         return "output layers that are stored input-first are not predicted"
     if info.output and info.shape[0] != classes:
         return f"the GHN was trained for {classes} classes, this layer has {info.shape[0]}"
+    if met and sort_of(info) not in met:
+        return f"the GHN met no {sort_of(info)} in its training"
     return None
 
 
-def decode_plan(graph: Graph, found: Inventory, *, classes: int, distance_limit: int) -> DecodePlan:
+def decode_plan(
+    graph: Graph, found: Inventory, *, classes: int, distance_limit: int, met: Collection[str] = ()
+) -> DecodePlan:
     """The plan for a model with this graph and inventory.
 
     Args:
@@ -118,11 +132,12 @@ def decode_plan(graph: Graph, found: Inventory, *, classes: int, distance_limit:
         found: the inventory of the same model, refined by the graph.
         classes: number of classes that the class codes of the GHN stand for.
         distance_limit: how far apart two nodes may be to exchange messages.
+        met: sorts of layers to decode, see `sort_of`; none for all.
     """
     members: dict[tuple, list[tuple[str, int, int]]] = defaultdict(list)
     left_out = {}
     for info in found:
-        node, reason = graph.by_parameter.get(info.name), _reason_to_leave(info, classes)
+        node, reason = graph.by_parameter.get(info.name), _reason_to_leave(info, classes, met)
         if reason or node is None:
             left_out[info.name] = reason or "no operation of the traced graph consumes it"
             continue

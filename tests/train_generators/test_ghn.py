@@ -184,6 +184,7 @@ def test_checkpoint_log_and_card(learned, images):
     assert all(torch.equal(value, others[name]) for name, value in states.items())
     assert again.card == json.loads(json.dumps(card)) == card
     assert again.config.widest == 24 and again.config.classes == 10
+    assert {"classifier", "convolution"} <= set(again.config.met) <= {"classifier", "convolution", "linear layer"}
     assert card["kind"] == "ghn" and card["data_digest"] == images.digest
     assert card["held_out"] == ["resnet-8-w8"] and "data_root" not in card["training"]
     row = card["metrics"]["resnet-8-w8 (never trained on)"]

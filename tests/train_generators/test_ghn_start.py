@@ -48,6 +48,19 @@ def test_it_starts_where_the_former_training_ended(images, trained, tmp_path):
     assert losses[0] < losses[1] - 0.2
 
 
+def test_sorts_of_layers_that_were_met_add_up(images, trained, tmp_path):
+    """Those of the start and of the training; of a start that does not know, they stay unknown."""
+    start = generators.load(trained)
+    assert start.config.met == ("classifier", "linear layer")
+    config = started(trained, architectures=("mobilenet-3-w4",), lr=1e-12)
+    ghn = fit(config, tmp_path / "known", images=images, quiet=True)
+    assert ghn.config.met == ("classifier", "convolution", "grouped convolution", "linear layer")
+    start.config = replace(start.config, met=())
+    unknown = generators.save(start, tmp_path / "start")
+    ghn = fit(replace(config, start=str(unknown)), tmp_path / "unknown", images=images, quiet=True)
+    assert ghn.config.met == ()
+
+
 def test_its_anchor_is_there_from_the_first_step(trained):
     assert anchor_at(started(trained), 0.5, 0) == 0.5
     rising = replace(CONFIG, steps=100)
