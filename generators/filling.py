@@ -68,6 +68,18 @@ def reset_running_statistics(model: nn.Module, name: str, *, frozen: bool = Fals
     return proposal
 
 
+def empty_padding(proposal: Proposal, model: nn.Module, found: Inventory) -> None:
+    """Set the vectors of embeddings that stand for no word (`padding_idx`) to 0, as they are in a new model."""
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag) or module.padding_idx is None:
+            continue
+        name = f"{path}.weight" if path else "weight"
+        name = found[name].tied_to or name if name in found else name
+        if name in proposal.values:
+            proposal.values[name] = proposal.values[name].clone()  # which may be a view of a relative's
+            proposal.values[name][..., module.padding_idx, :] = 0.0
+
+
 def _merge(first: Proposal, second: Proposal, step: str) -> Proposal:
     """The account of `second` applied after `first`: a refined tensor keeps the name of who made it."""
     merged = Proposal({**first.values, **second.values}, dict(first.sources), dict(first.fallbacks))
@@ -95,7 +107,7 @@ def writable(
     proposal: Proposal, step: Initialiser, model: nn.Module, found: Inventory, *, tensors: dict[str, Tensor],
     frozen: bool, stack: tuple[int, ...] = (),
 ) -> tuple[Proposal, Spreads]:  # fmt: skip
-    """What of a step's proposal is to be written: running statistics reset, protected tensors left out, checked.
+    """What of a step's proposal is to be written: running statistics reset, padding empty, protected tensors left out.
 
     With it come the spreads of its matrices: taking them is looking at every value, so they also tell what is finite.
 
@@ -123,6 +135,8 @@ def writable(
             proposal.notes.append(UNMEASURED)
     proposal = without_protected(proposal, {info.name: info for info in found}, frozen)
     check_fit(proposal, tensors, step.name, stack)
+    if step.kind != Kind.REFINING:
+        empty_padding(proposal, model, found)
     values = proposal.values if stack else {name: value[None] for name, value in proposal.values.items()}
     measured = matrix_spreads(values, proposal.sources, found)
     check_finite(proposal, tensors, step.name, measured)

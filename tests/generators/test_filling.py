@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from generators.checkpoint import load
 from generators.filling import init
 from generators.initialiser import Kind, list_initialisers
 from generators.pointwise import HE
@@ -49,6 +50,18 @@ class Tied(nn.Module):
         self.hidden = nn.Linear(6, 6)
         self.output = nn.Linear(6, 11, bias=False)
         self.output.weight = self.embedding.weight
+
+
+class Padded(nn.Module):
+    """Word 3 is none; the table is that of the head, which comes first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head, self.words = nn.Linear(width, 9, bias=False), nn.Embedding(9, width, padding_idx=3)
+        self.head.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.words(x))
 
 
 class Loose(nn.Module):
@@ -223,6 +236,19 @@ def test_tied_weights_stay_tied() -> None:
     report = init(model, "xavier")
     assert model.output.weight is model.embedding.weight
     assert report.kept["output.weight"] == "tied to embedding.weight"
+
+
+@pytest.mark.parametrize("spec", ["he", "torch", "orthogonal", "noise-ghn-digits", "weight-selection"])
+def test_padding_stays_empty(spec: str) -> None:
+    """The vector that stands for no word is 0, in members too, and where the table is tied to the head before it."""
+    model, tokens = Padded(4), torch.zeros(2, 5, dtype=torch.long)
+    for value in model.parameters():
+        nn.init.ones_(value)
+    init(model, spec, relative=Padded(8), example_inputs=tokens)
+    assert model.words.weight[3].eq(0).all() and model.words.weight.ne(0).any(1).sum() == 8
+    if spec == "noise-ghn-digits":
+        states = load(spec).sample(model, 2, example_inputs=tokens)
+        assert states["words.weight"][:, 3].eq(0).all() and states["words.weight"].ne(0).any(2).sum() == 16
 
 
 def test_parameters_in_the_same_memory_are_filled_once() -> None:
