@@ -5,7 +5,8 @@ model, in CPU seconds of one thread, medians of rounds, and of ours a pass of th
 memory over weights + GHN; distinct values, numeric and stable rank of what was written. Both sides are in their
 smallest published shape, with random weights, for 1,000 classes. Ours is the deterministic GHN, as the other is;
 `noise_total_s` is ours with codes and white noise. What a trained generator writes (`trained_`) is measured on a
-published one, whose classifiers are He's for want of 1,000 classes. Figures of a training step are those of
+published one, made to decode also the sorts of layers that it would leave to He since it never met them; classifiers
+are He's for want of 1,000 classes. Figures of a training step are those of
 `ghn_training.py`.
 
     python benchmarks/ghn.py --json ghn.json [--quick] [--peer DIR] [--trained NAME]
@@ -106,7 +107,9 @@ def one_side(model_name: str, rounds: int, measured: int, side: str) -> dict[str
     if side in configs:
         ghn, graph, fill = ours(GHN(configs[side]).eval())
     elif side.startswith("trained:"):
-        ghn, graph, fill = ours(generators.load(side.removeprefix("trained:")))
+        published = generators.load(side.removeprefix("trained:"))
+        published.config = replace(published.config, met=())
+        ghn, graph, fill = ours(published)
     else:
         ghn, graph, fill = peer(Path(side))
     fill(torchvision.models.get_model("squeezenet1_1", weights=None))  # imports, caches of the library
