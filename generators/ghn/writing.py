@@ -9,6 +9,7 @@ A product of so few inner columns is bound by memory, so a block is scaled and m
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -33,7 +34,8 @@ def storage(shapes: dict[str, tuple[int, ...]], members: int, *, like: Tensor) -
     return {name: part.view(members, *shape) for (name, shape), part in parts}
 
 
-def row_blocks(rows: int, columns: int) -> list[slice]:
+@functools.lru_cache(maxsize=1024)
+def row_blocks(rows: int, columns: int) -> tuple[slice, ...]:
     """The rows of a matrix in blocks of about `NUMBERS_IN_CACHE` numbers.
 
     All blocks but the last hold a multiple of sixteen numbers, and the last no fewer than sixteen, so that normal
@@ -44,7 +46,7 @@ def row_blocks(rows: int, columns: int) -> list[slice]:
     starts = list(range(0, rows, step))
     if len(starts) > 1 and (rows - starts[-1]) * columns < DRAWN_TOGETHER:
         starts.pop()
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], rows], strict=True)]
+    return tuple(slice(start, end) for start, end in zip(starts, [*starts[1:], rows], strict=True))
 
 
 def write(
