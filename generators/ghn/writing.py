@@ -35,14 +35,14 @@ def storage(shapes: dict[str, tuple[int, ...]], members: int, *, like: Tensor) -
 
 
 @functools.lru_cache(maxsize=1024)
-def row_blocks(rows: int, columns: int) -> tuple[slice, ...]:
-    """The rows of a matrix in blocks of about `NUMBERS_IN_CACHE` numbers.
+def row_blocks(rows: int, columns: int, numbers: int) -> tuple[slice, ...]:
+    """The rows of a matrix in blocks of about so many numbers.
 
     All blocks but the last hold a multiple of sixteen numbers, and the last no fewer than sixteen, so that normal
     numbers drawn block by block are those that are drawn for the whole.
     """
     step = DRAWN_TOGETHER // math.gcd(DRAWN_TOGETHER, columns)
-    step *= max(1, NUMBERS_IN_CACHE // (step * columns))
+    step *= max(1, numbers // (step * columns))
     starts = list(range(0, rows, step))
     if len(starts) > 1 and (rows - starts[-1]) * columns < DRAWN_TOGETHER:
         starts.pop()
@@ -65,7 +65,7 @@ def write(
     """
     on_host = matrix.device.type == "cpu" and matrix.dtype == torch.float32
     in_place = on_host and matrix.is_contiguous()  # where noise can be drawn as it is
-    for block in row_blocks(*matrix.shape):
+    for block in row_blocks(*matrix.shape, NUMBERS_IN_CACHE):
         part = matrix[block]
         if draws is not None:
             eps = part if in_place else torch.empty(part.shape, device="cpu")

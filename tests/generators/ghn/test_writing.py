@@ -35,11 +35,11 @@ def test_blocks_are_the_whole(rows, columns):
 def test_blocks_fit_the_cache():
     """Every row is in one block, in order, and blocks of narrow matrices hold no more than they should."""
     for rows, columns in ((100, 3), (100, 16), (7, 1000), (1, 1)):
-        blocks = row_blocks(rows, columns)
+        blocks = row_blocks(rows, columns, 64)
         assert [row for block in blocks for row in range(rows)[block]] == list(range(rows))
         if columns <= 64:
             assert all((block.stop - block.start) * columns < 2 * 64 for block in blocks)
-    assert len(row_blocks(100, 3)) > 3 and len(row_blocks(7, 1000)) > 1
+    assert len(row_blocks(100, 3, 64)) > 3 and len(row_blocks(7, 1000, 64)) > 1
 
 
 def test_storage_is_one_array_of_the_kind_of_the_like():
