@@ -38,6 +38,8 @@ from generators.seeds import plain_tensors, stream
 
 MEMBERS_AT_ONCE = 8  # members are decoded together in blocks of at most so many ...
 NUMBERS_AT_ONCE = 2**22  # ... and so many weights, above which a block costs as much as its members one by one
+WEIGHTLESS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # without weights they are no nodes
+DEEP = 5  # layers without normalisation from which on their growth is worth a note
 FAR_WIDER = 2.0  # a layer this many times wider than any in training is worth a note
 PLANS_KEPT = 64
 
@@ -237,7 +239,7 @@ class GHN(Generator):
         if alike:
             for value in weights.values():
                 value[1:] = value[0]
-        return self._proposal(plan, request, members, weights)
+        return self._proposal(model, plan, request, members, weights)
 
     def _code_of(self, member: int, members: range, request: Request, plan: DecodePlan) -> Tensor:
         if request.codes is not None and member in members:
@@ -278,7 +280,9 @@ class GHN(Generator):
                         draws=noise_stream(*noise[row], f"{name}[{block}]") if self.config.anchor else None,
                     )  # fmt: skip
 
-    def _proposal(self, plan: DecodePlan, request: Request, members: range, weights: dict[str, Tensor]) -> Proposal:
+    def _proposal(
+        self, model: nn.Module, plan: DecodePlan, request: Request, members: range, weights: dict[str, Tensor]
+    ) -> Proposal:
         proposal = Proposal()
         for info in plan.found:
             if info.name in weights:
@@ -288,9 +292,16 @@ class GHN(Generator):
                 proposal.kept[info.name] = f"tied to {info.tied_to}"
             else:
                 HE.fill_stack(proposal, info, request, members, because=plan.left_out.get(info.name, "not in the plan"))
+        proposal.notes += self._notes(model, plan)
+        return proposal
+
+    def _notes(self, model: nn.Module, plan: DecodePlan) -> Iterator[str]:
         widest = max((group.outputs for group in plan.groups), default=0)
         if self.config.widest and widest > FAR_WIDER * self.config.widest:
-            proposal.notes.append(
-                f"{self.name} was trained on layers of up to {self.config.widest} channels; this model has {widest}"
+            yield f"{self.name} was trained on layers of up to {self.config.widest} channels; this model has {widest}"
+        normalised = plan.table.normalised or any(isinstance(module, WEIGHTLESS) for module in model.modules())
+        if plan.matrices >= DEEP and not normalised:
+            yield (
+                "this model has no normalisation layers, and without them the activations of a GHN's weights grow with "
+                f"depth; have them rescaled: '{self.name}+lsuv' and data=batches"
             )
-        return proposal

@@ -83,6 +83,11 @@ class DecodePlan:
         """How many weights one member has decoded."""
         return sum(len(group.nodes) * math.prod(group.shape) for group in self.groups)
 
+    @property
+    def matrices(self) -> int:
+        """How many targets there are."""
+        return sum(len(group.names) for group in self.groups)
+
     def to(self, device: torch.device) -> DecodePlan:
         """The plan with all of its indices and features on `device`."""
 

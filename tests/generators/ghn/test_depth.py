@@ -43,3 +43,13 @@ def test_with_lsuv_every_layer_keeps_its_spread(name, make):
     with torch.no_grad():
         model(inputs[half:])
     assert len(found) == LAYERS and min(found) > 0.5 and max(found) < 2, found
+
+
+def test_depth_without_normalisation_gets_a_note():
+    """As many layers with a norm that has no weights, and few layers without any, get none."""
+    deep, _ = perceptron()
+    few = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+    parts = [part for layer in deep for part in (layer, nn.BatchNorm1d(128, affine=False))]
+    for model, noted in ((deep, True), (few, False), (nn.Sequential(*parts[:-2], deep[-1]), False)):
+        notes = generators.init(model, "noise-ghn-digits", example_inputs=torch.zeros(2, 128)).notes
+        assert any("'noise-ghn-digits+lsuv'" in note for note in notes) is noted, notes
