@@ -12,8 +12,9 @@ from collect.architectures import build, parse
 from collect.augmentation import Batches
 from collect.data import ImageSet
 from collect.forms import Form, choose
+from generators.ghn.familiar import sort_of
 from generators.ghn.ghn import GHN
-from generators.ghn.plan import DecodePlan, sort_of
+from generators.ghn.plan import DecodePlan
 from generators.initialiser import Proposal, Request
 from generators.pointwise import HE
 from generators.seeds import derive
@@ -60,7 +61,7 @@ class Subject:
 
     @property
     def sorts(self) -> set[str]:
-        """The sorts of layers that are decoded, see `generators.ghn.plan.sort_of`."""
+        """The sorts of layers that are decoded, see `generators.ghn.familiar`."""
         return {sort_of(self.plan.found[name]) for group in self.plan.groups for name in group.names}
 
     def logits(self, decoded: dict[str, Tensor], images: Tensor) -> Tensor:

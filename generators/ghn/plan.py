@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from generators.ghn.familiar import strange
 from generators.ghn.features import NodeTable, node_table
 from generators.graph import Graph
 from generators.inventory import Inventory, ParameterInfo, Role
@@ -99,17 +100,7 @@ class DecodePlan:
         return replace(self, table=moved(self.table), groups=tuple(moved(group) for group in self.groups))
 
 
-def sort_of(info: ParameterInfo) -> str:
-    """What sort of layer a parameter makes, as `GHNConfig.met` names them: "convolution", "grouped convolution", ..."""
-    if info.output:
-        return "classifier"
-    if info.role is not Role.CONV_WEIGHT:
-        return "attention" if info.role is Role.ATTENTION_WEIGHT or info.blocks > 1 else "linear layer"
-    facts = {"transposed": info.transposed, "grouped": info.groups > 1, "1-D": len(info.kernel) == 1}
-    return " ".join([*(name for name, true in facts.items() if true), "convolution"])
-
-
-def _reason_to_leave(info: ParameterInfo, classes: int, met: Collection[str]) -> str | None:
+def _reason_to_leave(info: ParameterInfo, classes: int) -> str | None:
     if info.tied_to:
         return f"tied to {info.tied_to}"
     if info.role not in DECODED_ROLES:
@@ -122,8 +113,6 @@ def _reason_to_leave(info: ParameterInfo, classes: int, met: Collection[str]) ->
         return "output layers that are stored input-first are not predicted"
     if info.output and info.shape[0] != classes:
         return f"the GHN was trained for {classes} classes, this layer has {info.shape[0]}"
-    if met and sort_of(info) not in met:
-        return f"the GHN met no {sort_of(info)} in its training"
     return None
 
 
@@ -137,15 +126,19 @@ def decode_plan(
         found: the inventory of the same model, refined by the graph.
         classes: number of classes that the class codes of the GHN stand for.
         distance_limit: how far apart two nodes may be to exchange messages.
-        met: sorts of layers to decode, see `sort_of`; none for all.
+        met: sorts of layers that the GHN knows, see `familiar`; none if that is not known.
     """
-    members: dict[tuple, list[tuple[str, int, int]]] = defaultdict(list)
     left_out = {}
     for info in found:
-        node, reason = graph.by_parameter.get(info.name), _reason_to_leave(info, classes, met)
-        if reason or node is None:
+        reason = _reason_to_leave(info, classes)
+        if reason or info.name not in graph.by_parameter:
             left_out[info.name] = reason or "no operation of the traced graph consumes it"
+    left_out |= strange([info for info in found if info.name not in left_out], met)
+    members: dict[tuple, list[tuple[str, int, int]]] = defaultdict(list)
+    for info in found:
+        if info.name in left_out:
             continue
+        node = graph.by_parameter[info.name]
         sides = list(info.shape[:2])
         sides[info.block_axis] //= info.blocks
         key = (*sides, info.shape[2:], info.fan_in, info.output, info.blocks, info.block_axis)

@@ -119,20 +119,6 @@ def test_far_wider_models_get_a_note():
         assert bool(notes) is noted
 
 
-def test_layers_that_were_not_met_are_he():
-    """With a reason in the report, in the spread and with the draws of `he`; the rest as without the rule."""
-    model, other, he = (network("vit-2-w32") for _ in range(3))
-    report = init(model, GHN(replace(NOISY, met=("convolution", "classifier"))), seed=4)
-    init(other, GHN(NOISY), seed=4)
-    init(he, "he", seed=4)
-    left = {name for name, because in report.fallbacks.items() if "in its training" in because}
-    assert len(left) > 6 and "the GHN met no attention in its training" in str(report)
-    wanted, without = dict(he.named_parameters()), dict(other.named_parameters())
-    for name, value in model.named_parameters():
-        assert torch.equal(value, (wanted if name in left else without)[name]), name
-        assert name not in left or not torch.equal(value, without[name]), name
-
-
 @pytest.mark.parametrize("decoder", ["core", "coordinate"])
 def test_query_key_value_and_heads_of_an_attention_layer_differ(decoder):
     """Of a deterministic GHN, where no noise could hide copies: twelve matrices, no two of which are nearly alike."""

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from collect.architectures import build
-from generators.ghn.plan import DecodePlan, decode_plan, sort_of
+from generators.ghn.plan import DecodePlan, decode_plan
 from generators.graph import trace
 from generators.inventory import inventory
 
 
-def plan(model: nn.Module, *inputs: int, classes: int = 10, example=None, met=()) -> DecodePlan:
+def plan(model: nn.Module, *inputs: int, classes: int = 10, example=None) -> DecodePlan:
     graph = trace(model, torch.zeros(1, *inputs) if example is None else example)
-    return decode_plan(graph, inventory(model, graph), classes=classes, distance_limit=4, met=met)
+    return decode_plan(graph, inventory(model, graph), classes=classes, distance_limit=4)
 
 
 def decoded(made: DecodePlan) -> dict[str, list]:
@@ -92,30 +92,6 @@ def test_reasons(odd):
     assert "experts" in reasons
     assert reasons["unused.weight"] == "no operation of the traced graph consumes it"
     assert len(decoded(odd)["attention.in_proj_weight"]) == 3
-
-
-def test_sorts_of_layers(odd):
-    """Of all that is decoded, and of a network with shortcuts of 1 x 1 and one with depthwise layers."""
-    assert {name: sort_of(odd.found[name]) for name in decoded(odd)} == {
-        "attention.in_proj_weight": "attention", "attention.out_proj.weight": "linear layer",
-        "signal.weight": "grouped 1-D convolution", "up.weight": "transposed convolution",
-        "tied.weight": "linear layer", "head.weight": "classifier",
-    }  # fmt: skip
-    for name, sorts in {
-        "resnet-8-w4": {"convolution", "classifier"},
-        "mobilenet-3-w8": {"convolution", "grouped convolution", "classifier"},
-    }.items():
-        made = plan(build(name, shape=(1, 8, 8), classes=10), 1, 8, 8)
-        assert {sort_of(made.found[each]) for each in decoded(made)} == sorts
-
-
-def test_sorts_that_were_not_met_are_left_out(odd):
-    """With their reason; what was met is decoded as before, and reasons of before stay."""
-    made = plan(Odd(), example=torch.zeros(2, 4, dtype=torch.long), met=("classifier", "linear layer"))
-    assert set(decoded(made)) == {"attention.out_proj.weight", "tied.weight", "head.weight"}
-    assert made.left_out["attention.in_proj_weight"] == "the GHN met no attention in its training"
-    assert made.left_out["up.weight"] == "the GHN met no transposed convolution in its training"
-    assert {name: made.left_out[name] for name in odd.left_out} == odd.left_out
 
 
 def test_stacked_experts_are_left_out():
