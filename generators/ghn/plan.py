@@ -128,17 +128,13 @@ def decode_plan(
         distance_limit: how far apart two nodes may be to exchange messages.
         met: sorts of layers that the GHN knows, see `familiar`; none if that is not known.
     """
+    members: dict[tuple, list[tuple[str, int, int]]] = defaultdict(list)
     left_out = {}
     for info in found:
-        reason = _reason_to_leave(info, classes)
-        if reason or info.name not in graph.by_parameter:
+        node, reason = graph.by_parameter.get(info.name), _reason_to_leave(info, classes) or strange(info, met)
+        if reason or node is None:
             left_out[info.name] = reason or "no operation of the traced graph consumes it"
-    left_out |= strange([info for info in found if info.name not in left_out], met)
-    members: dict[tuple, list[tuple[str, int, int]]] = defaultdict(list)
-    for info in found:
-        if info.name in left_out:
             continue
-        node = graph.by_parameter[info.name]
         sides = list(info.shape[:2])
         sides[info.block_axis] //= info.blocks
         key = (*sides, info.shape[2:], info.fan_in, info.output, info.blocks, info.block_axis)
