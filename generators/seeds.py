@@ -62,7 +62,9 @@ def isolated(seed: int, *labels: str | int) -> Iterator[None]:
         try:
             random.seed(start)
             np.random.seed(start % 2**32)
-            torch.manual_seed(start)
+            torch.default_generator.manual_seed(start)  # `torch.manual_seed` also has CUDA seeded, once it is in use
+            if devices:
+                torch.cuda.manual_seed_all(start)
             yield
         finally:
             random.setstate(python)

@@ -23,7 +23,7 @@ from generators.errors import TraceError
 from generators.graph.replica import Replica
 from generators.initialiser import Kind, Proposal, Request, register
 from generators.pointwise import HE
-from generators.seeds import isolated, plain_tensors
+from generators.seeds import isolated, plain_tensors, stream
 from generators.statistics import is_finite
 
 _METHODS = ("reset_parameters", "_reset_parameters")  # torch's attention and transformer have the second
@@ -82,13 +82,16 @@ class TorchDefault:
                 if value.is_floating_point():
                     value.fill_(torch.nan)
             for path, part in reversed(list(module.named_modules())):
+                for key, value in vars(part).items():
+                    if isinstance(value, torch.Generator):  # the user's, which must not advance
+                        vars(part)[key] = stream(request.seed, self.name, request.member, path, key)
                 with isolated(request.seed, self.name, request.member, path), self._noting(path, notes):
                     _reset(part)
         for path, owner, leaf, value in weights:
             if is_finite(value):
                 with self._noting(path, notes):
                     owner.parametrizations[leaf].right_inverse(value)
-        buffers = {name for name, _ in module.named_buffers()}
+        buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
         return {
             name: value.detach()
             for name, value in state_tensors(module).items()

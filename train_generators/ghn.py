@@ -140,6 +140,8 @@ def fit(
         )  # fmt: skip
     ghn = _first(config, len(images.classes)).to(fabric.device)
     start_digest, ghn.digest = ghn.digest, ""  # what is trained on is no longer what was loaded
+    if config.ghn.met:
+        raise ConfigError("ghn.met is what a training finds out; leave it alone")
     met = ghn.config.met
     ghn.config = dataclasses.replace(ghn.config, met=())  # all that it is trained on is decoded
     config = dataclasses.replace(config, ghn=ghn.config)

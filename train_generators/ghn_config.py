@@ -123,6 +123,7 @@ def facts(
     kind = "noise-ghn" if config.ghn.anchor or config.ghn.code else "ghn"
     summaries = {"ghn": "deterministic graph hypernetwork", "noise-ghn": "graph hypernetwork whose members differ"}
     training = asdict(config) | {"data": images.name, "start": Path(config.start).name}
+    del training["ghn"]["met"]  # which the training finds
     del training["data_root"]  # where things lie on this machine is nobody's business; what they are, digests say
     return {
         "kind": kind,

@@ -49,10 +49,9 @@ def variety(ghn: GHN, name: str, images: ImageSet) -> dict[str, float]:
     """Least stable rank, distinct share and both ends of the std ratio over the decoded tensors of one network."""
     module = build(parse(name), shape=images.shape, classes=len(images.classes))
     request = Request(inventory(module), example_inputs=torch.zeros(1, *images.shape))
-    proposal = ghn.propose(module, request)
-    spread = {group_name: group.target_std for group in ghn.plan(module, request.example_inputs).groups
-              for group_name in group.names}  # fmt: skip
-    found = request.inventory
+    proposal, plan = ghn.propose(module, request), ghn.plan(module, request.example_inputs)
+    spread = {name: group.target_std for group in plan.groups for name in group.names}
+    found = plan.found
     rows = [
         measure(block, target)
         for name, target in spread.items()

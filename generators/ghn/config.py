@@ -29,7 +29,7 @@ class GHNConfig:
         code_per: each node of a network has a code of its own, or all nodes share one of the network.
         widest: largest channel count seen in training, 0 if not known.
         met: sorts of layers seen in training ("convolution", "classifier", ...); others are left to the fallback, see
-            `generators.ghn.familiar`. None if not known: all are decoded.
+            `generators.ghn.familiar`. Empty if not known, or to have all decoded.
         seed: seed of the start values.
         encoder: what passes messages over the graph, a name in `generators.ghn.encoder.ENCODERS`.
         decoder: what makes matrices of node embeddings, a name in `generators.ghn.decoder.DECODERS`.

@@ -299,9 +299,11 @@ class GHN(Generator):
         widest = max((group.outputs for group in plan.groups), default=0)
         if self.config.widest and widest > FAR_WIDER * self.config.widest:
             yield f"{self.name} was trained on layers of up to {self.config.widest} channels; this model has {widest}"
+        if not plan.groups:
+            yield f"{self.name} makes nothing of this model: all of it is by the fallback"
         normalised = plan.table.normalised or any(isinstance(module, WEIGHTLESS) for module in model.modules())
         if plan.matrices >= DEEP and not normalised:
             yield (
-                "this model has no normalisation layers, and without them the activations of a GHN's weights grow with "
-                f"depth; have them rescaled: '{self.name}+lsuv' and data=batches"
+                "this model has no normalisation layers, so activations of a GHN's weights grow with depth, unless a "
+                "step behind it such as +lsuv (with data=batches) rescales them"
             )

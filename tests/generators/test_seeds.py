@@ -63,3 +63,19 @@ def test_isolated_restores_the_callers_states() -> None:
         _draws()
         raise KeyError
     assert _states() == before
+
+
+def test_isolated_leaves_no_seed_for_cuda_behind() -> None:
+    """Where CUDA is not in use yet, torch keeps the calls of `torch.manual_seed` for later."""
+    if torch.cuda.is_initialized():
+        pytest.skip("CUDA is in use")
+    before = list(torch.cuda._queued_calls)
+    with isolated(3, "x"):
+        torch.rand(1)
+    assert torch.cuda._queued_calls == before
+    tracker = torch.cuda._lazy_seed_tracker
+    torch.manual_seed(0)
+    held = tracker.get_calls()
+    with isolated(3, "x"):
+        pass
+    assert tracker.get_calls() == held

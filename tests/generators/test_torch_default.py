@@ -190,3 +190,40 @@ def test_a_parametrisation_without_inverse_goes_to_the_fallback() -> None:
     report = init(model, "torch")
     assert report.fallbacks.keys() == {"parametrizations.weight.original"} and report.generated == {"bias": "torch"}
     assert "Doubled does not implement right_inverse" in report.notes[0]
+
+
+def test_statistics_of_a_frozen_layer_in_two_places_stay():
+    """The second name of a shared buffer is a buffer too."""
+    norm = nn.BatchNorm1d(4)
+    norm.running_var.fill_(0.3)
+    for parameter in norm.parameters():
+        parameter.requires_grad_(False)
+    model = nn.Sequential(nn.Linear(4, 4), norm, nn.Linear(4, 4), norm)
+    init(model, "torch")
+    assert torch.equal(norm.running_var, torch.full((4,), 0.3))
+
+
+class OwnGenerator(nn.Module):
+    """Draws from a generator that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(1)
+        self.weight = nn.Parameter(torch.zeros(3, 3))
+
+    def reset_parameters(self) -> None:
+        self.weight.normal_(generator=self.generator)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+def test_a_generator_of_the_module_does_not_advance():
+    """Its numbers come from the seed, twice the same."""
+    model = OwnGenerator()
+    before = model.generator.get_state()
+    init(model, "torch", seed=5)
+    first = model.weight.clone()
+    init(model, "torch", seed=5)
+    assert torch.equal(model.weight, first) and first.std() > 0.1
+    assert torch.equal(model.generator.get_state(), before)

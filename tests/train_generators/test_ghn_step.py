@@ -24,12 +24,19 @@ CONFIG = GHNTrainingConfig(
 
 
 @pytest.mark.parametrize(
-    "objective", [Objective(), Objective(images=0.0, adapted=1.0, horizon=2)], ids=["images", "adapted"]
+    "changes",
+    [
+        {"cosine_weight": 0.1},
+        {"objective": Objective(images=0.0, adapted=1.0, horizon=2)},
+        {"objective": Objective(images=0.5, adapted=0.5, horizon=2), "ghn": replace(CONFIG.ghn, code_per="network")},
+    ],
+    ids=["images", "adapted", "both, a code per network"],
 )
 @pytest.mark.parametrize("step", [0, 5], ids=["without noise", "with noise"])
-def test_units_together_against_one_by_one(images, objective, step):
+def test_units_together_against_one_by_one(images, changes, step):
     """Losses and gradients: what is decoded beside a unit changes neither its codes nor its noise."""
-    config, ghn = replace(CONFIG, objective=objective), GHN(CONFIG.ghn)
+    config = replace(CONFIG, **changes)
+    ghn = GHN(config.ghn)
     subjects = {number: Subject(name, ghn, images, draws=2) for number, name in enumerate(NAMES)}
     source = ImageStream(images, batch_size=16, augmentation="none", seed=0)
     found = []
