@@ -4,20 +4,22 @@ Studies: a 10-layer MLP without normalisation, as in the usual demonstration of 
 learning rate; then the MLP and ResNets with and without batch norm, every method at the learning rate that is best on
 validation images, all seeds alike. Networks are trained by `collect` into a zoo and read by `train_generators compare`,
 which writes a report per study with curves, tests and plots. Methods that need data get the first 512 training images.
-What remains is a table and a picture per study, `OUT/DATA/initialisers.md`.
+What remains is a table and a picture per study, `OUT/DATA/initialisers.md`. The `short` studies, for larger images, are
+the first hundred steps of a training: each image is seen once. There a rate is chosen on a network of its own.
 
 The cost of a method is the time of `generators.init` over that of a training step of one network alone. `counted`
 figures are accuracies at a step of the training from which that cost has been taken off, so a method whose cost is 100
 steps is compared at step 200 with what it reaches at its step 100.
 
-    python benchmarks/initialisers.py --json F [--quick] [--studies mlp resnet] [--data cifar10.npz] [--out DIR]
+    python benchmarks/initialisers.py --json F [--quick] [--studies mlp resnet] [--out DIR]
+    python benchmarks/initialisers.py --json F --studies short-resnet short-bare-resnet --data cifar10.npz [--out DIR]
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -34,28 +36,27 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from torch import nn  # noqa: E402
 
+from benchmarks.initialiser_studies import EXPLODING, QUICK, START, STUDIES, TESTED, Study  # noqa: E402
 from benchmarks.measuring import cpu_seconds, plain_step, store  # noqa: E402
 from collect.architectures import build  # noqa: E402
 from collect.data import ImageSet, load  # noqa: E402
 from collect.plan import plan, sweep  # noqa: E402
 from collect.recipe import Recipe  # noqa: E402
 from collect.runner import collect  # noqa: E402
+from collect.sources import npz  # noqa: E402
+from collect.zoo import Zoo  # noqa: E402
 from generators import init  # noqa: E402
 from generators.commandline import progress, run  # noqa: E402
-from generators.initialiser import Kind, list_initialisers, register  # noqa: E402
+from generators.initialiser import Kind, register  # noqa: E402
 from generators.inventory import ParameterInfo  # noqa: E402
 from generators.pointwise import Pointwise, normal  # noqa: E402
 from train_generators.compare import CompareConfig, ComparisonResult  # noqa: E402
 from train_generators.compare import run as compare  # noqa: E402
+from train_generators.compare.curves import Arm, Choice, choose_rates, read_arms  # noqa: E402
 from train_generators.compare.plots import STYLE, png  # noqa: E402
 
-EXPLODING = "he-times-1.5"
 INIT_BATCH, INIT_IMAGES = 128, 512  # what `collect` gives to methods that need data
-LEARNED = {
-    "digits": ("noise-ghn-digits", "noise-ghn-digits+lsuv", "conv-vae-digits"),
-    "cifar10": ("noise-ghn-cifar10-long", "noise-ghn-cifar10-long+lsuv"),
-}  # published generators by the data that they have seen
-START = "he"  # what refining methods begin with, but LSUV, which is used with orthogonal weights as well
+TUNING_SEED = 1000  # of the first network that rates are chosen on
 
 
 def exploding(info: ParameterInfo) -> float:
@@ -68,66 +69,6 @@ register(EXPLODING, kind=Kind.POINTWISE, summary="1.5 times He's spread: a start
 )
 
 
-def methods(data: str) -> tuple[str, ...]:
-    """A chain for every registered method that needs no relative and fits networks as they are, and `LEARNED`."""
-    chains = []
-    for info in list_initialisers():
-        if "relative" in info.needs or info.name.startswith("hyperfan") or info.name == EXPLODING:
-            continue
-        chains.append(f"{START}+{info.name}" if info.kind == Kind.REFINING.value else info.name)
-    return (*chains, "orthogonal+lsuv", *LEARNED.get(Path(data).stem, ()))
-
-
-@dataclass(frozen=True)
-class Study:
-    """Networks that differ in the initialiser and the learning rate.
-
-    Attributes:
-        recipe: what they share.
-        inits: chains; none for `methods`.
-        rates: learning rates.
-        horizons: training steps.
-        runs: networks per initialiser and rate.
-        left_out: methods that cost more than the study is worth.
-    """
-
-    recipe: Recipe
-    inits: tuple[str, ...] = ()
-    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
-    horizons: tuple[int, ...] = (10, 40, 100, 200)
-    runs: int = 5
-    left_out: tuple[str, ...] = ()
-
-    def starts(self, data: str) -> tuple[str, ...]:
-        """The chains of the study on some data."""
-        return tuple(chain for chain in self.inits or methods(data) if chain not in self.left_out)
-
-
-_SHORT = Recipe(batch_size=128, weight_decay=0.0, evaluations_per_epoch=4)
-_RESNET = replace(_SHORT, architecture="resnet-20-w8", epochs=10)
-_LOW, _HIGH, _HORIZONS = (0.003, 0.01, 0.03), (0.03, 0.1, 0.3), (10, 40, 100)
-_DEAR = (f"{START}+metainit",)  # minutes of initialisation per ResNet
-_BAD = tuple(
-    start + step for start in ("torch", EXPLODING)
-    for step in ("", "+lsuv", "+nio", "+gradinit", "+metainit", "+rewire", "+emergence")
-)  # fmt: skip
-STUDIES: dict[str, Study] = {
-    "bad-starts": Study(
-        replace(_SHORT, architecture="mlp-10-w64", epochs=5, schedule="constant"), _BAD, (0.01,), (10, 20, 40)
-    ),
-    "mlp": Study(replace(_SHORT, architecture="mlp-10-w64", epochs=30), rates=(0.003, 0.01, 0.03, 0.1, 0.3)),
-    "bare-resnet": Study(replace(_RESNET, architecture="bare-resnet-20-w8"), (), _LOW, _HORIZONS, left_out=_DEAR),
-    "resnet": Study(_RESNET, (), _HIGH, _HORIZONS, left_out=_DEAR),
-}
-QUICK = {
-    "bad-starts": replace(STUDIES["bad-starts"], inits=("torch", "torch+lsuv", "torch+nio"), runs=2),
-    "mlp": replace(
-        STUDIES["mlp"], recipe=replace(_SHORT, architecture="mlp-2-w16", epochs=2), inits=("he", "he+rewire"),
-        rates=(0.1,), horizons=(10,), runs=2,
-    ),
-}  # fmt: skip
-
-
 # ---- what a method costs
 
 
@@ -137,12 +78,12 @@ def first_batches(images: ImageSet) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(*(part.split(INIT_BATCH) for part in parts), strict=True))
 
 
-def cost_in_steps(study: Study, images: ImageSet, chain: str) -> float:
+def cost_in_steps(study: Study, images: ImageSet, start: str) -> float:
     """CPU seconds of `generators.init` in units of a training step."""
     data = first_batches(images)
     model = build(study.recipe.architecture, shape=images.shape, classes=len(images.classes))
     loss, example = nn.functional.cross_entropy, data[0][0][:1]
-    filled = partial(init, model, chain, data=data, loss=loss, example_inputs=example)
+    filled = partial(init, model, start, data=data, loss=loss, example_inputs=example)
     filled()
     step = plain_step(model, data[0])
     step()
@@ -174,18 +115,18 @@ def figures_of(name: str, study: Study, result: ComparisonResult, costs: dict[st
     return figures
 
 
-def records(study: Study, result: ComparisonResult) -> str:
-    """Every network that was trained, as CSV: start, learning rate, whether it was chosen, seed, status, figures."""
+def records(study: Study, choices: Sequence[Choice], chosen: Sequence[Arm]) -> str:
+    """Every network that was trained, as CSV: start, learning rate, whether it is compared, seed, status, figures."""
     head = ["start", "lr", "chosen", "seed", "status"]
     wanted = [(metric, step) for metric in ("test_accuracy", "train_loss") for step in study.horizons]
     lines = [[*head, *(f"{metric}_{step}" for metric, step in wanted), "validation_accuracy_end", "test_accuracy_end"]]
-    for row in result.rows:
-        for arm in row.choice.tried:
-            for number, (seed, status) in enumerate(zip(arm.seeds, arm.status, strict=True)):
-                values = [at_step(arm.steps, arm.metrics[metric][number], step) for metric, step in wanted]
-                values += [arm.final_validation[number], arm.final[number]]
-                facts = [arm.init, f"{arm.lr:g}", str(int(arm is row.arm)), str(seed), status]
-                lines.append([*facts, *(f"{value:.4f}" for value in values)])
+    for arm in (arm for choice in choices for arm in choice.tried):
+        compared = str(int(any(arm is other for other in chosen)))
+        for number, (seed, status) in enumerate(zip(arm.seeds, arm.status, strict=True)):
+            values = [at_step(arm.steps, arm.metrics[metric][number], step) for metric, step in wanted]
+            values += [arm.final_validation[number], arm.final[number]]
+            facts = [arm.init, f"{arm.lr:g}", compared, str(seed), status]
+            lines.append([*facts, *(f"{value:.4f}" for value in values)])
     return "\n".join(map(",".join, lines)) + "\n"
 
 
@@ -242,20 +183,47 @@ def markdown(names: Sequence[str], known: dict[str, Study], figures: dict[str, f
     return "\n\n".join(parts) + "\n"
 
 
+def first_images(path: Path, count: int, out: Path) -> Path:
+    """An .npz in `out`, of the name of `path`, with its first `count` training and at most `TESTED` test images."""
+    raw, tested = npz(path), min(count, TESTED)
+    out.mkdir(parents=True, exist_ok=True)
+    arrays = {"x_train": raw.x_train[:count], "y_train": raw.y_train[:count]}
+    arrays |= {"x_test": raw.x_test[:tested], "y_test": raw.y_test[:tested]}
+    np.savez(out / path.name, classes=np.array(raw.classes), **arrays)
+    return out / path.name
+
+
+def train(name: str, study: Study, recipes: Sequence[Recipe], runs: int, zoo: Path, first_seed: int = 0) -> None:
+    """Collect some networks of every recipe."""
+    with progress(f"{name}: {len(recipes)} recipes", len(recipes) * runs) as bar:
+        collect(plan(recipes, runs=runs, first_seed=first_seed), zoo, workers=0, on_progress=bar)
+
+
+def tuned(zoo: Path, baseline: str, images: ImageSet) -> list[Choice]:
+    """The learning rates that are best on the validation images in a zoo."""
+    return choose_rates(read_arms(Zoo(zoo).populations, baseline=baseline)[0], classes=len(images.classes))
+
+
 def carry_out(name: str, study: Study, data: str, out: Path) -> dict[str, float]:
     """Train the networks of a study, compare them, and take its figures."""
     inits = study.starts(data)
-    recipes = sweep(replace(study.recipe, data=data), init=inits, lr=study.rates)
-    with progress(f"{name}: {len(inits)} starts", len(recipes) * study.runs) as bar:
-        collect(plan(recipes, runs=study.runs), out / "zoo", workers=0, on_progress=bar)
-    baseline = START if START in inits else inits[0]
+    if study.images:
+        data = str(first_images(Path(data), study.images, out / "data"))
+    images, baseline = load(data), START if START in inits else inits[0]
+    recipes, choices = sweep(replace(study.recipe, data=data), init=inits, lr=study.rates), []
+    if study.tuning_runs:
+        train(f"{name}, rates", study, recipes, study.tuning_runs, out / "tuning", TUNING_SEED)
+        choices = tuned(out / "tuning", baseline, images)
+        best = {(choice.arm.init, choice.arm.lr) for choice in choices}
+        recipes = [recipe for recipe in recipes if (recipe.init, recipe.lr) in best]
+    train(name, study, recipes, study.runs, out / "zoo")
     config = CompareConfig(
         zoo=(out / "zoo",), out=out / "report", baseline=baseline, horizons=study.horizons, shifts=()
     )  # fmt: skip
     result = compare(config, console=Console(quiet=True))
-    images = load(data)
-    costs = {chain: cost_in_steps(study, images, chain) for chain in inits}
-    (out / "records.csv").write_text(records(study, result))
+    costs = {start: cost_in_steps(study, images, start) for start in inits}
+    choices += [row.choice for row in result.rows]
+    (out / "records.csv").write_text(records(study, choices, [row.arm for row in result.rows]))
     return figures_of(name, study, result, costs)
 
 
@@ -268,14 +236,16 @@ def benchmark(
     Args:
         json_file: Where the figures go.
         quick: A tiny version that ends within a minute.
-        studies: Some of bad-starts, mlp, bare-resnet, resnet; none for all.
-        data: The data set, see `collect.data.load`.
+        studies: Some of bad-starts, mlp, bare-resnet, resnet, short-bare-resnet, short-resnet; none for all that take
+            all images.
+        data: The data set, see `collect.data.load`; an .npz for the short studies.
         out: Folder of zoos and reports. Given again after a kill, the training goes on.
     """
     known = QUICK if quick else STUDIES
     figures: dict[str, float] = {}
     console = Console(soft_wrap=True)
-    names, out = studies or tuple(known), out / ("quick" if quick else Path(data).stem)
+    names = studies or tuple(name for name, study in known.items() if not study.images)
+    out = out / ("quick" if quick else Path(data).stem)
     for name in names:
         found = carry_out(name, known[name], data, out / name)
         console.print(table(name, known[name], found))

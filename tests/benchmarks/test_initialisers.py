@@ -10,10 +10,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from benchmarks import initialiser_studies as studies
 from collect.data import load
 from generators import initialiser
 from generators.initialiser import list_initialisers
-from generators.published import list_generators
 from scripts import BENCHMARKS, load_script, operations
 
 
@@ -28,18 +28,11 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_every_registered_method_is_in_a_study_unless_it_cannot_be(benchmark: ModuleType) -> None:
-    found = {name for chain in benchmark.methods("fashion") for name in chain.split("+")}
+    found = {name for chain in studies.methods("fashion") for name in chain.split("+")}
     left_out = {info.name for info in list_initialisers()} - found
     assert left_out == {
         "weight-selection", "layer-fusion", "hyperfan", "hyperfan-out", "hyperfan-harmonic", benchmark.EXPLODING
     }  # fmt: skip
-
-
-def test_learned_starts_are_compared_on_the_data_that_they_have_seen(benchmark: ModuleType) -> None:
-    published = {entry.name: entry.data for entry in list_generators()}
-    for data, chains in benchmark.LEARNED.items():
-        assert {published[chain.removesuffix("+lsuv")] for chain in chains} == {data}
-        assert set(chains) < set(benchmark.methods(f"folder/{data}.npz"))
 
 
 def test_a_curve_between_its_evaluations(benchmark: ModuleType) -> None:
@@ -67,6 +60,28 @@ def test_a_tiny_study(benchmark: ModuleType, tmp_path: Path) -> None:
     order = benchmark.by_end("mlp", figures)
     assert sorted(order) == sorted(study.inits) and text.index(f"| {order[0]} |") < text.index(f"| {order[1]} |")
     assert figures["mlp/he+lsuv/counted_accuracy_10"] < figures["mlp/he+lsuv/accuracy_10"]  # ten steps, less its cost
+
+
+def test_a_study_on_the_first_images_chooses_rates_on_other_networks(benchmark: ModuleType, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    images, labels = generator.random((400, 8, 8), dtype=np.float32), np.arange(400) % 10
+    path = tmp_path / "blobs.npz"
+    images += labels[:, None, None]
+    np.savez(path, x_train=images[:300], y_train=labels[:300], x_test=images[300:], y_test=labels[300:])
+    study = replace(
+        benchmark.QUICK["mlp"], inits=("he", "xavier"), rates=(1e-9, 0.03), tuning_runs=1, images=200
+    )  # fmt: skip
+    study = replace(study, recipe=replace(study.recipe, batch_size=30))
+    figures = benchmark.carry_out("mlp", study, str(path), tmp_path)
+    assert figures["mlp/he/lr"] == figures["mlp/xavier/lr"] == 0.03  # at the other nothing is learned
+    with (tmp_path / "records.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["start"] == "he"]
+    found = sorted((row["chosen"], row["lr"], row["seed"]) for row in rows)
+    assert found == [("0", "0.03", "1000"), ("0", "1e-09", "1000"), ("1", "0.03", "0"), ("1", "0.03", "1")]
+    part = load(str(tmp_path / "data" / "blobs.npz"))
+    assert (len(part.train), len(part.validation), len(part.test)) == (180, 20, 100)
+    with np.load(tmp_path / "data" / "blobs.npz") as stored:
+        assert np.array_equal(stored["x_train"][..., 0], images[:200])
 
 
 def test_the_cost_is_that_of_filling(benchmark: ModuleType) -> None:
