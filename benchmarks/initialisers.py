@@ -45,8 +45,9 @@ from collect.recipe import Recipe  # noqa: E402
 from collect.runner import collect  # noqa: E402
 from collect.sources import npz  # noqa: E402
 from collect.zoo import Zoo  # noqa: E402
-from generators import init  # noqa: E402
+from generators import grad_cosine, init  # noqa: E402
 from generators.commandline import progress, run  # noqa: E402
+from generators.errors import ModelError  # noqa: E402
 from generators.initialiser import Kind, register  # noqa: E402
 from generators.inventory import ParameterInfo  # noqa: E402
 from generators.pointwise import Pointwise, normal  # noqa: E402
@@ -59,6 +60,10 @@ INIT_BATCH, INIT_IMAGES = 128, 512  # what `collect` gives to methods that need 
 TUNING_SEED = 1000  # of the first network that rates are chosen on
 
 
+Before = dict[str, dict[str, float]]
+"""Figures of a start before any training, by its name."""
+
+
 def exploding(info: ParameterInfo) -> float:
     """1.5 times He's spread."""
     return 1.5 * float(np.sqrt(2.0 / max(info.fan_in, 1)))
@@ -69,7 +74,7 @@ register(EXPLODING, kind=Kind.POINTWISE, summary="1.5 times He's spread: a start
 )
 
 
-# ---- what a method costs
+# ---- what a start costs, and its gradients
 
 
 def first_batches(images: ImageSet) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -78,16 +83,22 @@ def first_batches(images: ImageSet) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(*(part.split(INIT_BATCH) for part in parts), strict=True))
 
 
-def cost_in_steps(study: Study, images: ImageSet, start: str) -> float:
-    """CPU seconds of `generators.init` in units of a training step."""
-    data = first_batches(images)
+def at_start(study: Study, images: ImageSet, start: str) -> dict[str, float]:
+    """CPU seconds of `generators.init` in units of a training step, and GradCosine and gradient norm of one draw of it
+    on the batches that initialisers see; NaN where the network has no finite loss.
+    """
+    data, loss = first_batches(images), nn.functional.cross_entropy
     model = build(study.recipe.architecture, shape=images.shape, classes=len(images.classes))
-    loss, example = nn.functional.cross_entropy, data[0][0][:1]
-    filled = partial(init, model, start, data=data, loss=loss, example_inputs=example)
+    filled = partial(init, model, start, data=data, loss=loss, example_inputs=data[0][0][:1])
     filled()
+    try:
+        found = grad_cosine(model, data, loss)
+        figures = {"grad_cosine": found.cosine, "gradient_norm": found.gradient_norm}
+    except ModelError:
+        figures = {"grad_cosine": float("nan"), "gradient_norm": float("nan")}
     step = plain_step(model, data[0])
     step()
-    return cpu_seconds(filled) / cpu_seconds(step, 5)
+    return figures | {"cost_steps": cpu_seconds(filled) / cpu_seconds(step, 5)}
 
 
 # ---- what it is worth
@@ -98,18 +109,19 @@ def at_step(steps: np.ndarray, curve: np.ndarray, step: float) -> float:
     return float(np.interp(step, steps, curve))
 
 
-def figures_of(name: str, study: Study, result: ComparisonResult, costs: dict[str, float]) -> dict[str, float]:
-    """Flat figures of one study: accuracy, loss, learning rate, cost, and accuracy with the cost counted."""
+def figures_of(name: str, study: Study, result: ComparisonResult, before: Before) -> dict[str, float]:
+    """Flat figures of one study: accuracy, loss, learning rate, those `before` training, and with the cost counted."""
     figures = {}
     for row in result.rows:
         arm, prefix = row.arm, f"{name}/{row.arm.init}"
-        figures |= {f"{prefix}/lr": arm.lr, f"{prefix}/cost_steps": costs[arm.init]}
+        cost = before[arm.init]["cost_steps"]
+        figures |= {f"{prefix}/{key}": value for key, value in ({"lr": arm.lr} | before[arm.init]).items()}
         figures[f"{prefix}/finished"] = float(arm.finished.sum())
         accuracy, loss = (np.nanmean(arm.metrics[metric], axis=0) for metric in ("test_accuracy", "train_loss"))
         for step in study.horizons:
             figures[f"{prefix}/accuracy_{step}"] = at_step(arm.steps, accuracy, step)
             figures[f"{prefix}/train_loss_{step}"] = at_step(arm.steps, loss, step)
-            figures[f"{prefix}/counted_accuracy_{step}"] = at_step(arm.steps, accuracy, max(step - costs[arm.init], 0))
+            figures[f"{prefix}/counted_accuracy_{step}"] = at_step(arm.steps, accuracy, max(step - cost, 0))
         figures[f"{prefix}/accuracy_end"] = float(np.nanmean(arm.final)) if arm.finished.any() else float("nan")
         figures[f"{prefix}/accuracy_end_std"] = float(np.nanstd(arm.final, ddof=1)) if arm.finished.sum() > 1 else 0.0
     return figures
@@ -138,17 +150,17 @@ def by_end(name: str, figures: dict[str, float]) -> list[str]:
 
 def table(name: str, study: Study, figures: dict[str, float]) -> Table:
     """A row per method, the best at the end first."""
-    head = [f"step {step}" for step in study.horizons]
-    last = f"step {study.horizons[-1]}, cost counted"
-    found = Table("start", "lr", "cost, steps", *head, "end", "finished", last, title=name)
-    for chain in by_end(name, figures):
-        of = {key: figures[f"{name}/{chain}/{key}"] for key in ("lr", "cost_steps", "accuracy_end", "accuracy_end_std")}
-        accuracies = [100 * figures[f"{name}/{chain}/accuracy_{step}"] for step in study.horizons]
-        counted = 100 * figures[f"{name}/{chain}/counted_accuracy_{study.horizons[-1]}"]
+    last = study.horizons[-1]
+    head = ["start", "lr", "cost, steps", "GradCosine", "gradient norm", *(f"step {step}" for step in study.horizons)]
+    found = Table(*head, "end", "finished", f"training loss, step {last}", f"step {last}, cost counted", title=name)
+    for start in by_end(name, figures):
+        of = {key.split("/")[2]: value for key, value in figures.items() if key.startswith(f"{name}/{start}/")}
         found.add_row(
-            chain, f"{of['lr']:g}", f"{of['cost_steps']:.1f}", *(f"{value:.1f}" for value in accuracies),
+            start, f"{of['lr']:g}", f"{of['cost_steps']:.1f}", f"{of['grad_cosine']:.2f}", f"{of['gradient_norm']:.3g}",
+            *(f"{100 * of[f'accuracy_{step}']:.1f}" for step in study.horizons),
             f"{100 * of['accuracy_end']:.1f} ± {100 * of['accuracy_end_std']:.1f}",
-            f"{figures[f'{name}/{chain}/finished']:.0f} of {study.runs}", f"{counted:.1f}",
+            f"{of['finished']:.0f} of {study.runs}", f"{of[f'train_loss_{last}']:.2f}",
+            f"{100 * of[f'counted_accuracy_{last}']:.1f}",
         )  # fmt: skip
     return found
 
@@ -221,10 +233,10 @@ def carry_out(name: str, study: Study, data: str, out: Path) -> dict[str, float]
         zoo=(out / "zoo",), out=out / "report", baseline=baseline, horizons=study.horizons, shifts=()
     )  # fmt: skip
     result = compare(config, console=Console(quiet=True))
-    costs = {start: cost_in_steps(study, images, start) for start in inits}
+    before = {start: at_start(study, images, start) for start in inits}
     choices += [row.choice for row in result.rows]
     (out / "records.csv").write_text(records(study, choices, [row.arm for row in result.rows]))
-    return figures_of(name, study, result, costs)
+    return figures_of(name, study, result, before)
 
 
 def benchmark(

@@ -9,11 +9,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from benchmarks import initialiser_studies as studies
+from collect.architectures import build
 from collect.data import load
-from generators import initialiser
-from generators.initialiser import list_initialisers
+from generators import grad_cosine, init, initialiser
+from generators.initialiser import Kind, Proposal, Request, list_initialisers
 from scripts import BENCHMARKS, load_script, operations
 
 
@@ -45,7 +48,7 @@ def test_a_tiny_study(benchmark: ModuleType, tmp_path: Path) -> None:
     figures = benchmark.carry_out("mlp", study, "digits", tmp_path)
     for chain in study.inits:
         of = {key.split("/")[2]: value for key, value in figures.items() if key.startswith(f"mlp/{chain}/")}
-        assert of["lr"] == 0.1 and of["finished"] == 2 and of["cost_steps"] > 0
+        assert of["lr"] == 0.1 and of["finished"] == 2 and of["cost_steps"] > 0 and -1 <= of["grad_cosine"] <= 1
         assert 0 <= of["accuracy_10"] <= 1 and of["train_loss_10"] > 0
     assert figures["mlp/he+lsuv/cost_steps"] > figures["mlp/he/cost_steps"]  # it runs the model besides
     assert (tmp_path / "report" / "report.md").exists()
@@ -84,7 +87,24 @@ def test_a_study_on_the_first_images_chooses_rates_on_other_networks(benchmark: 
         assert np.array_equal(stored["x_train"][..., 0], images[:200])
 
 
-def test_the_cost_is_that_of_filling(benchmark: ModuleType) -> None:
+def test_the_cost_is_that_of_filling_and_gradients_are_those_of_the_start(benchmark: ModuleType) -> None:
     """A hundred iterations of NIO cost far more than drawing He's weights."""
     study, images = benchmark.QUICK["mlp"], load("digits")
-    assert benchmark.cost_in_steps(study, images, "he+nio") > 3 * benchmark.cost_in_steps(study, images, "he")
+    he, nio = (benchmark.at_start(study, images, start) for start in ("he", "he+nio"))
+    assert nio["cost_steps"] > 3 * he["cost_steps"]
+    model = build(study.recipe.architecture, shape=images.shape, classes=10)
+    init(model, "he")
+    expected = grad_cosine(model, benchmark.first_batches(images), nn.functional.cross_entropy)
+    assert (he["grad_cosine"], he["gradient_norm"]) == (expected.cosine, expected.gradient_norm)
+
+
+def test_a_start_without_a_finite_loss_has_no_gradients(benchmark: ModuleType) -> None:
+    class Infinite:
+        name, kind = "infinite", Kind.POINTWISE
+
+        def propose(self, model: nn.Module, request: Request) -> Proposal:
+            values = {name: torch.full_like(value, 1e38) for name, value in model.named_parameters()}
+            return Proposal(values, dict.fromkeys(values, self.name))
+
+    found = benchmark.at_start(benchmark.QUICK["mlp"], load("digits"), Infinite())
+    assert np.isnan(found["grad_cosine"]) and np.isnan(found["gradient_norm"])
