@@ -21,7 +21,7 @@ def methods(data: str) -> tuple[str, ...]:
     """A chain for every registered method that needs no relative and fits networks as they are, and `LEARNED`."""
     chains = []
     for info in list_initialisers():
-        if "relative" in info.needs or info.name.startswith("hyperfan") or info.name == EXPLODING:
+        if {"relative", "checkpoint"} & set(info.needs) or info.name.startswith("hyperfan") or info.name == EXPLODING:
             continue
         chains.append(f"{START}+{info.name}" if info.kind == Kind.REFINING.value else info.name)
     return (*chains, "orthogonal+lsuv", *LEARNED.get(Path(data).stem, ()))

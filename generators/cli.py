@@ -190,7 +190,8 @@ class List:
     """print JSON instead of tables"""
 
     def __call__(self) -> None:
-        initialisers, published = list_initialisers(), list_generators()
+        published = list_generators()
+        initialisers = [info for info in list_initialisers() if "checkpoint" not in info.needs]
         if self.json:
             rows: dict[str, list[Any]] = {"initialisers": initialisers, "generators": published}
             print(json.dumps(rows, default=dataclasses.asdict, indent=1))
@@ -213,12 +214,11 @@ class Show:
     """a name from `list`, a folder, an https url or a hub id"""
 
     def __call__(self) -> None:
-        for info in list_initialisers():
-            if info.name == self.name:
-                print(json.dumps(dataclasses.asdict(info), indent=1))
-                return
-        if not looks_like_location(self.name) and self.name not in (entry.name for entry in list_generators()):
-            known = [info.name for info in list_initialisers()] + [entry.name for entry in list_generators()]
+        known = {info.name: info for info in list_initialisers()}
+        if self.name in known and "checkpoint" not in known[self.name].needs:
+            print(json.dumps(dataclasses.asdict(known[self.name]), indent=1))
+            return
+        if not looks_like_location(self.name) and self.name not in known:
             raise unknown_name("initialiser or generator", self.name, known)
         folder = locate(self.name)
         print(json.dumps({"folder": str(folder), **verify(folder)}, indent=1))

@@ -122,6 +122,7 @@ class InitialiserInfo:
 
 
 NEEDS = {
+    "checkpoint": "a name of generators.list_generators(), or where a checkpoint lies, in the chain",
     "data": "data=batches, an iterable of (inputs, targets)",
     "loss": "loss=function, such as torch.nn.functional.cross_entropy",
     "relative": "relative=model, a trained one to inherit from",
@@ -198,11 +199,22 @@ def check_needs(chain: Iterable[Initialiser], **given: Any) -> None:
 
 
 def list_initialisers() -> list[InitialiserInfo]:
-    """Every registered initialiser: name, kind, what it needs (data, loss, a graph, ...), source paper and a summary.
+    """Every name that `init` takes: its kind, what it needs (data, loss, a graph, ...), source paper and a summary.
 
-    None of them needs a checkpoint; the generators, each of which is one, are in `generators.list_generators()`.
+    First the registered ones, then the published generators, which need their checkpoint and are told more of in
+    `generators.list_generators()`.
+
+    Raises:
+        CheckpointError: the index of published generators is damaged.
     """
-    return [info for info, _ in _registry().values()]
+    from generators.generator import generator_class
+    from generators.published import list_generators
+
+    published = [
+        InitialiserInfo(entry.name, generator_class(entry.kind).kind.value, ("checkpoint",), entry.paper, entry.summary)
+        for entry in list_generators()
+    ]
+    return [*(info for info, _ in _registry().values()), *published]
 
 
 def resolve(spec: str | Initialiser) -> list[Initialiser]:

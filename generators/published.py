@@ -1,7 +1,7 @@
 """Where checkpoints come from: the published index, a folder, an https url, the Hugging Face hub.
 
 `checkpoints/index.json` is {format, generators: {name: {path or url, digest, kind, data, size_bytes, licence, metrics,
-summary}}}. What comes over the network is kept in the cache folder under its digest, and only if every sha256 matches.
+paper, summary}}}. What comes over the network is kept in the cache folder under its digest, if every sha256 matches.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class GeneratorEntry:
         kind: key of `generators.generator.GENERATOR_KINDS`.
         data: data set of the zoo that it was fitted on.
         summary: one line for people.
+        paper: number of the source.
         licence: SPDX name.
         size_bytes: size of all files together.
         digest: digest of its config.json, and through it of all its files.
@@ -52,6 +53,7 @@ class GeneratorEntry:
     digest: str
     data: str = ""
     summary: str = ""
+    paper: str = ""
     licence: str = ""
     size_bytes: int = 0
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -113,7 +115,9 @@ def index_entry(folder: str | os.PathLike[str]) -> dict[str, Any]:
     description = verify(folder)
     card = description["card"]
     size = sum((folder / name).stat().st_size for name in (CONFIG, *description["files"]))
-    row = {key: card.get(key, "") for key in ("data", "summary", "licence")} | {"metrics": card.get("metrics", {})}
+    row = {key: card.get(key, "") for key in ("data", "summary", "paper", "licence")} | {
+        "metrics": card.get("metrics", {})
+    }
     return {"kind": description["kind"], "digest": description["digest"], "size_bytes": size, **row}
 
 

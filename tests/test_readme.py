@@ -39,7 +39,9 @@ def test_the_table_of_initialisers_is_the_registry() -> None:
     )
     found = {name: kind for kind, cell in rows.items() for name in re.findall("`(.*?)`", cell)}
     registered = {
-        info.name: "of hypernetworks" if info.name.startswith("hyperfan") else info.kind for info in list_initialisers()
+        info.name: "of hypernetworks" if info.name.startswith("hyperfan") else info.kind
+        for info in list_initialisers()
+        if "checkpoint" not in info.needs
     }
     assert found == registered
 

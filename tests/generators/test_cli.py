@@ -51,7 +51,8 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(info.name in table for info in list_initialisers())
     main(["list", "--json"])
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows["initialisers"]] == [info.name for info in list_initialisers()]
+    names = [row["name"] for row in rows["initialisers"] + rows["generators"]]
+    assert names == [info.name for info in list_initialisers()]
     assert isinstance(rows["generators"], list)
 
 
