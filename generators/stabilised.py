@@ -15,7 +15,7 @@ from generators.errors import ConfigError
 from generators.initialiser import Kind, Proposal, Request, register
 from generators.inventory import MATRIX_ROLES, ParameterInfo
 from generators.pointwise import HE, Pointwise
-from generators.refining.rewiring import as_array, strength_variances
+from generators.refining.rewiring import full_precision, strength_variances
 from generators.refining.stored import matrices
 from generators.seeds import derive
 
@@ -74,7 +74,7 @@ class Stabilised:
 
 def strength_variance(value: Tensor, info: ParameterInfo) -> float:
     """Mean of the variances of input and of output strengths."""
-    return sum(strength_variances(as_array(matrices(value, info)))) / 2
+    return sum(strength_variances(full_precision(matrices(value, info)))) / 2
 
 
 register(

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from generators.filling import init
 from generators.initialiser import Request
 from generators.inventory import inventory
-from generators.refining.rewiring import Rewiring, order, rewire_rows, rewired
+from generators.refining import rewiring
+from generators.refining.rewiring import Rewiring, rewire_rows
 
 SHAPES = {  # He weights as matrices, with the ratios of strength variances (inputs, outputs) of the research notes
     "linear 256x256": ((256, 256), (0.052, 0.045)),
@@ -27,6 +28,15 @@ SHAPES = {  # He weights as matrices, with the ratios of strength variances (inp
 
 def he(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape) * math.sqrt(2 / shape[1])
+
+
+def order(sums: np.ndarray, race: np.ndarray | None) -> np.ndarray:
+    return rewiring.order(torch.from_numpy(sums), None if race is None else torch.from_numpy(race)).numpy()
+
+
+def rewired(matrix: np.ndarray, draws: np.random.Generator | None) -> np.ndarray:
+    """Of one matrix."""
+    return rewiring.rewired(torch.from_numpy(matrix)[None], [draws])[0].numpy()
 
 
 def slow_pass(matrix: np.ndarray, draws: np.random.Generator | None) -> np.ndarray:
@@ -97,14 +107,58 @@ def test_one_pass_permutes_within_rows(draws) -> None:
     """Of rows and of their sums nothing changes, of the first row not even the order; columns draw together."""
     before = he((256, 256))
     after = before.copy()
-    rewire_rows(after, draws)
+    rewire_rows(torch.from_numpy(after)[None], [draws])
     np.testing.assert_array_equal(np.sort(after, axis=1), np.sort(before, axis=1))
     np.testing.assert_array_equal(after[0], before[0])
     columns, rows = ratios(before, after)
     assert columns < 0.1 and rows == pytest.approx(1.0, abs=1e-12)
     transposed = np.ascontiguousarray(after.T)
-    rewire_rows(transposed, draws)
+    rewire_rows(torch.from_numpy(transposed)[None], [draws])
     np.testing.assert_array_equal(np.sort(transposed, axis=1), np.sort(after.T, axis=1))
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_matrices_side_by_side_are_what_each_is_alone(greedy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with races drawn a few rows at a time."""
+    weights = torch.stack([torch.from_numpy(he((20, 30), seed)) for seed in range(3)])
+    draws = [None if greedy else np.random.default_rng(seed) for seed in range(3)]
+    alone = [rewiring.rewired(matrix[None], [draw])[0] for matrix, draw in zip(weights, draws, strict=True)]
+    again = [None if greedy else np.random.default_rng(seed) for seed in range(3)]
+    monkeypatch.setattr(rewiring, "DRAWN_TOGETHER", 100)
+    assert torch.equal(rewiring.rewired(weights, again), torch.stack(alone))
+
+
+def test_a_model_a_matrix_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many matrices of one shape go together does not show; the layers of a TransformerEncoder are alike."""
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 3, enable_nested_tensor=False)
+    init(model, "he+rewire", seed=1)
+    together = {name: value.clone() for name, value in model.state_dict().items()}
+    monkeypatch.setattr(rewiring, "REWIRED_TOGETHER", 1)
+    init(model, "he+rewire", seed=1)
+    assert all(torch.equal(value, together[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_sorting_of_other_devices_gives_the_same(greedy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU is given, torch's own sorts, permutes weights of the CPU like numpy's."""
+    weights = torch.from_numpy(he((40, 50)))[None]
+    expected = rewiring.rewired(weights, [None if greedy else np.random.default_rng(1)])
+    monkeypatch.setattr(rewiring, "sort", lambda values: values.sort(dim=-1).values)
+    monkeypatch.setattr(
+        rewiring, "argsort",
+        lambda values, falling=False: values.argsort(dim=-1, descending=falling, stable=True),
+    )  # fmt: skip
+    assert torch.equal(rewiring.rewired(weights, [None if greedy else np.random.default_rng(1)]), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["rewire", "rewire-greedy", "he-stabilised"])
+def test_a_gpu_gives_the_same(name: str) -> None:
+    chain = name if name == "he-stabilised" else f"he+{name}"
+    here, there = (nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)).to(device) for device in ("cpu", "cuda"))
+    init(here, chain, seed=1)
+    init(there, chain, seed=1)
+    assert all(torch.equal(one, two.cpu()) for one, two in zip(here.parameters(), there.parameters(), strict=True))
 
 
 def many_ratios(shape: tuple[int, int], rewire: Callable, seeds: int) -> np.ndarray:
