@@ -175,7 +175,8 @@ class CoreDecoder(Decoder):
         row_gram = rows.grams_of([_row_size(group) for group in each_target])
         column_gram = columns.grams_of([group.inputs for group in each_target])
         cores = self.cores(targets)
-        right_gram = _right_gram(cores, column_gram, [group.kernel for group in each_target])
+        kernels = [group.kernel for group in each_target]  # one member at a time: what lies between stays in the cache
+        right_gram = torch.cat([_right_gram(own, column_gram, kernels) for own in cores.split(1)])
         between = equaliser(row_gram, right_gram, self.settings.spectrum_steps)
         cores = (between @ cores.to(between).flatten(-2)).to(cores).unflatten(-1, cores.shape[-2:])
         found: Sequence[Tensor | None] = [None] * len(groups)
