@@ -67,7 +67,7 @@ _FEW = replace(
     _RESNET, batch_size=64, epochs=1, evaluations_per_epoch=1, evaluation_steps=(10, 40), precision="bfloat16"
 )  # fmt: skip
 _PART = Study(
-    _FEW, (), _HIGH, _HORIZONS, left_out=_DEAR + _TWINS, tuning_runs=1,
+    _FEW, (), _HIGH, _HORIZONS, left_out=(*_DEAR, f"{START}+gradinit", *_TWINS), tuning_runs=1,
     images=7112,  # a tenth is for validation, the rest are a hundred batches
 )  # fmt: skip
 _BAD = tuple(
