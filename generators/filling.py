@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -238,9 +239,14 @@ def init(
     )  # fmt: skip
     merged, working, statistics = Proposal(notes=notes), model, Spreads()
     figures: dict[str, dict[str, float]] = {}
+    seconds: dict[str, float] = {}
     for number, step in enumerate(chain):
+        started = time.perf_counter()
         with uncompiled():
             proposal = step.propose(working, request)
+        again = sum(each.name == step.name for each in chain[: number + 1])
+        title = f"{step.name} ({again})" if again > 1 else step.name
+        seconds[title] = time.perf_counter() - started
         proposal, measured = writable(proposal, step, model, found, tensors=tensors, frozen=frozen)
         if step.kind in (Kind.LOCAL, Kind.GLOBAL):  # not after what follows it, which may mean its zeros
             check_spread(measured, name)
@@ -249,8 +255,7 @@ def init(
         merged = _merge(merged, proposal, step.name)
         statistics = _joined(_joined(statistics, measured), proposal.statistics)
         if proposal.figures:
-            again = sum(each.name == step.name for each in chain[: number + 1])
-            figures[f"{step.name} ({again})" if again > 1 else step.name] = proposal.figures
+            figures[title] = proposal.figures
         if number + 1 < len(chain):
             working = copy.deepcopy(model) if working is model else working
             _write(state_tensors(working), proposal.values)
@@ -259,7 +264,7 @@ def init(
     kept = {key: reasons.get(key, f"not touched by {name}") for key in tensors if key not in merged.values}
     report = InitReport(
         name, seed, member, merged.sources, merged.fallbacks, kept, statistics, tuple(dict.fromkeys(merged.notes)),
-        figures,
+        figures, seconds,
     )  # fmt: skip
     report.check(set(tensors))
     _write(tensors, merged.values)

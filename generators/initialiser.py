@@ -78,7 +78,7 @@ class Proposal:
     `sources` and `fallbacks` have disjoint keys that together are those of `values`; a tensor that is in neither is
     kept, with the reason in `kept` if there is a better one than "not touched by ...". `statistics` are figures of a
     tensor (such as `scale`, the factor by which it was multiplied), `figures` those of the step as a whole (such as
-    `iterations` and `seconds`); both are for the report.
+    `iterations`); both are for the report.
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)

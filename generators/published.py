@@ -115,10 +115,9 @@ def index_entry(folder: str | os.PathLike[str]) -> dict[str, Any]:
     description = verify(folder)
     card = description["card"]
     size = sum((folder / name).stat().st_size for name in (CONFIG, *description["files"]))
-    row = {key: card.get(key, "") for key in ("data", "summary", "paper", "licence")} | {
-        "metrics": card.get("metrics", {})
-    }
-    return {"kind": description["kind"], "digest": description["digest"], "size_bytes": size, **row}
+    row = {"kind": description["kind"], "digest": description["digest"], "size_bytes": size}
+    row |= {key: card.get(key, "") for key in ("data", "summary", "paper", "licence")}
+    return row | {"metrics": card.get("metrics", {})}
 
 
 def cache_folder() -> Path:

@@ -25,7 +25,8 @@ class InitReport:
         kept: tensor name -> why the value that was there is still there.
         statistics: tensor name -> figures measured on the written value (`std`, `target_std`, `std_ratio`, ...), and
             what refining steps did to it, the last one of those that tell: `std_before`, `std_after`, `scale`, ...
-        figures: step of the chain -> figures of the step as a whole (`iterations`, `seconds`, ...).
+        figures: step of the chain -> figures of the step as a whole (`iterations`, `layers`, ...).
+        seconds: step of the chain -> time that it took, by the clock; reports are equal whatever it is.
         notes: what the user should know and no tensor carries, such as a width far outside the training range.
     """
 
@@ -38,6 +39,7 @@ class InitReport:
     statistics: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
     def check(self, names: set[str]) -> None:
         """Raise `ProposalError` unless the three dicts partition `names`."""
@@ -81,7 +83,8 @@ class InitReport:
             for reason in getattr(self, group).values():
                 reasons[group, reason] = reasons.get((group, reason), 0) + 1
         lines += [f"  {group:10s} {count:4d} x {reason}" for (group, reason), count in reasons.items()]
-        for step, figures in self.figures.items():
-            lines.append(f"  {step}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+        for step, seconds in self.seconds.items():
+            figures = self.figures.get(step, {})
+            lines.append(f"  {step}: " + ", ".join([f"{seconds:.3g} s", *(f"{k} {v:.4g}" for k, v in figures.items())]))
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

@@ -6,7 +6,6 @@ weights, `generators.refining.rewiring`) vary least. The paper rewires what it h
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -47,7 +46,6 @@ class Stabilised:
 
     def propose(self, model: nn.Module, request: Request) -> Proposal:
         """What `base` proposes, with other matrices; `statistics` have the `strength_variance` that was least."""
-        start = time.perf_counter()
         proposal = self.base.propose(model, request)
         for info in request.inventory:
             if info.role not in MATRIX_ROLES or info.name not in proposal.values or not info.numel:
@@ -56,7 +54,6 @@ class Stabilised:
             proposal.values[info.name] = best
             proposal.sources[info.name] = f"{self.name}: the most even of {self.draws} draws"
             proposal.statistics[info.name] = {"strength_variance": variance}
-        proposal.figures["seconds"] = time.perf_counter() - start
         return proposal
 
     def _least(self, info: ParameterInfo, request: Request) -> tuple[float, Tensor]:

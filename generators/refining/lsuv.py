@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -75,10 +74,9 @@ class LSUV:
         """Rescaled weights of the convolutions and linear layers that the model's forward pass calls.
 
         `statistics` have the `scale` of each, its `output_std_before` and `output_std_after` and the number of
-        `divisions`; `figures` the `layers` and the `seconds`, and, where a loss is given that can be differentiated,
+        `divisions`; `figures` the `layers`, and, where a loss is given that can be differentiated,
         GradCosine and gradient norm on the batch before and after.
         """
-        started = time.perf_counter()
         proposal = Proposal()
         work = copy.deepcopy(model).eval()
         half = any(value.dtype in HALF for value in work.parameters())
@@ -102,7 +100,6 @@ class LSUV:
             )
         proposal.figures = {
             "layers": float(len(proposal.values)), **before, **gradient_figures(work, batch, request, "after"),
-            "seconds": time.perf_counter() - started,
         }  # fmt: skip
         return proposal
 

@@ -13,7 +13,6 @@ sum gets the smallest weight.
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -124,7 +123,7 @@ class Rewiring:
 
     def propose(self, model: nn.Module, request: Request) -> Proposal:
         """The weights of `model`, permuted; `statistics` have the variances of strengths after against before."""
-        proposal, start = Proposal(), time.perf_counter()
+        proposal = Proposal()
         for infos, before in self._of_one_shape(model, request.inventory):
             roots = [derive(request.seed, self.name, request.member, info.name) for info in infos]
             draws = [None if self.greedy else np.random.default_rng(root) for root in roots]
@@ -134,7 +133,6 @@ class Rewiring:
                 proposal.values[info.name] = outputs_first(new.reshape(outputs_first(value, info).shape), info)
                 proposal.sources[info.name] = f"{self.name}: weights permuted"
                 proposal.statistics[info.name] = _ratios(strength_variances(old), strength_variances(new))
-        proposal.figures["seconds"] = time.perf_counter() - start
         if not proposal.values:
             proposal.notes.append(f"{self.name}: the model has no matrix to rewire")
         return proposal

@@ -11,7 +11,6 @@ gradients clipped, first moments and counters of their own for the two kinds of 
 from __future__ import annotations
 
 import itertools
-import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -125,7 +124,6 @@ class ScaleOptimiser(ABC):
 
     def propose(self, model: nn.Module, request: Request) -> Proposal:
         """Scaled values of every trainable tensor that is not zero."""
-        started = time.perf_counter()
         network = Functional(model, cast(Callable, request.loss), request.inventory, self.name)
         if not network.weights:
             raise ModelError(
@@ -142,7 +140,7 @@ class ScaleOptimiser(ABC):
         bounds = [0.0 if name in biases else self.least for name in movable]
         with network.differentiable(self.derivatives), isolated(request.seed, self.name, request.member):
             scales, figures = self._fit(network, movable, bounds, cast(Iterable, request.data))
-        proposal = Proposal(figures={**figures, "seconds": time.perf_counter() - started})
+        proposal = Proposal(figures=figures)
         for name, scale in scales.items():
             proposal.values[name] = network.weights[name].detach() * scale
             proposal.sources[name] = f"{self.name}: scaled"

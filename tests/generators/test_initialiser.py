@@ -115,7 +115,7 @@ def test_what_a_step_tells_is_in_the_report() -> None:
     report = init(nn.Linear(4, 3), Asking())
     assert report.statistics["weight"]["scale"] == 2.0 and report.statistics["weight"]["std"] > 0
     assert report.figures == {"asking": {"steps": 3.0}}
-    assert "asking: steps 3" in str(report)
+    assert f"asking: {report.seconds['asking']:.3g} s, steps 3" in str(report)
 
 
 def test_a_class_is_no_initialiser() -> None:

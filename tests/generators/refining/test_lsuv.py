@@ -209,7 +209,7 @@ def test_the_report_has_scales_and_spreads(images: Tensor) -> None:
         assert row["std_before"] == pytest.approx(before[name].std().item(), rel=1e-5)
         assert row["std_after"] == pytest.approx(row["scale"] * row["std_before"], rel=1e-5)
         assert row["output_std_before"] < 0.5 and abs(row["output_std_after"] - 1.0) <= 0.1 and row["divisions"] == 1
-    assert report.figures["lsuv"]["layers"] == 2 and report.figures["lsuv"]["seconds"] > 0
+    assert report.figures["lsuv"]["layers"] == 2 and report.seconds["lsuv"] > 0
 
 
 def test_with_a_loss_the_report_tells_what_gradients_became(images: Tensor) -> None:
@@ -224,13 +224,15 @@ def test_with_a_loss_the_report_tells_what_gradients_became(images: Tensor) -> N
         assert figures[f"gradient_norm_{when}"] == pytest.approx(found.gradient_norm, rel=1e-4)
     assert figures["gradient_norm_after"] > 5 * figures["gradient_norm_before"]
     unusable = init(model, "lsuv", data=batches, loss=lambda outputs, targets: outputs).figures["lsuv"]
-    assert unusable.keys() == {"layers", "seconds"}  # it needs no loss, so a bad one does not stop it
+    assert unusable.keys() == {"layers"}  # it needs no loss, so a bad one does not stop it
 
 
 def test_two_steps_of_a_name_tell_their_figures_apart(images: Tensor) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
     report = init(model, "he+lsuv+rewire+lsuv", data=_batches(images))
-    assert report.figures.keys() == {"lsuv", "rewire", "lsuv (2)"}
+    assert report.figures.keys() == {"lsuv", "lsuv (2)"}
+    assert list(report.seconds) == ["he", "lsuv", "rewire", "lsuv (2)"] and min(report.seconds.values()) > 0
+    assert "lsuv (2): " in str(report)
 
 
 class Standardised(nn.Conv2d):

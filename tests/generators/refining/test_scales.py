@@ -73,7 +73,7 @@ def test_only_scales_change(method: ScaleOptimiser) -> None:
     assert all(value.grad is None and value.requires_grad for value in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
     assert set(report.figures[method.name]) == {
-        "iterations", "constraint_iterations", "seconds", "grad_cosine_before", "grad_cosine_after",
+        "iterations", "constraint_iterations", "grad_cosine_before", "grad_cosine_after",
         "gradient_norm_before", "gradient_norm_after",
     }  # fmt: skip
     assert report.figures[method.name]["iterations"] == 4
