@@ -29,6 +29,7 @@ from generators.ghn.encoder import make_encoder
 from generators.ghn.mixing import shares
 from generators.ghn.plan import DecodePlan, Group, decode_plan, together
 from generators.ghn.probes import probes
+from generators.ghn.unnormalised import DEEP, rescaled
 from generators.ghn.writing import storage, write
 from generators.graph import Graph, trace
 from generators.initialiser import Kind, Proposal, Request
@@ -39,7 +40,6 @@ from generators.seeds import plain_tensors, stream
 MEMBERS_AT_ONCE = 8  # members are decoded together in blocks of at most so many ...
 NUMBERS_AT_ONCE = 2**22  # ... and so many weights, above which a block costs as much as its members one by one
 WEIGHTLESS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # without weights they are no nodes
-DEEP = 5  # layers without normalisation from which on their growth is worth a note
 FAR_WIDER = 2.0  # a layer this many times wider than any in training is worth a note
 PLANS_KEPT = 64
 
@@ -221,7 +221,8 @@ class GHN(Generator):
             return self._propose_stack(model, request, members)
 
     def _propose_stack(self, model: nn.Module, request: Request, members: range) -> Proposal:
-        plan = self.plan(model, request.example_inputs, graph=request.graph, found=request.inventory)
+        graph = request.graph or trace(model, request.example_inputs)
+        plan = self.plan(model, graph=graph, found=request.inventory)
         hidden = self.encoder(plan.table)
         if request.codes is not None:
             self._check_codes(request.codes, (len(members), self.code_nodes(plan), self.config.code))
@@ -239,7 +240,11 @@ class GHN(Generator):
         if alike:
             for value in weights.values():
                 value[1:] = value[0]
-        return self._proposal(model, plan, request, members, weights)
+        proposal = self._proposal(plan, request, members, weights)
+        normalised = plan.table.normalised or any(isinstance(module, WEIGHTLESS) for module in model.modules())
+        if plan.matrices >= DEEP and not normalised:
+            rescaled(model, proposal, request, graph, members)
+        return proposal
 
     def _code_of(self, member: int, members: range, request: Request, plan: DecodePlan) -> Tensor:
         if request.codes is not None and member in members:
@@ -280,9 +285,7 @@ class GHN(Generator):
                         draws=noise_stream(*noise[row], f"{name}[{block}]") if self.config.anchor else None,
                     )  # fmt: skip
 
-    def _proposal(
-        self, model: nn.Module, plan: DecodePlan, request: Request, members: range, weights: dict[str, Tensor]
-    ) -> Proposal:
+    def _proposal(self, plan: DecodePlan, request: Request, members: range, weights: dict[str, Tensor]) -> Proposal:
         proposal = Proposal()
         for info in plan.found:
             if info.name in weights:
@@ -292,18 +295,12 @@ class GHN(Generator):
                 proposal.kept[info.name] = f"tied to {info.tied_to}"
             else:
                 HE.fill_stack(proposal, info, request, members, because=plan.left_out.get(info.name, "not in the plan"))
-        proposal.notes += self._notes(model, plan)
+        proposal.notes += self._notes(plan)
         return proposal
 
-    def _notes(self, model: nn.Module, plan: DecodePlan) -> Iterator[str]:
+    def _notes(self, plan: DecodePlan) -> Iterator[str]:
         widest = max((group.outputs for group in plan.groups), default=0)
         if self.config.widest and widest > FAR_WIDER * self.config.widest:
             yield f"{self.name} was trained on layers of up to {self.config.widest} channels; this model has {widest}"
         if not plan.groups:
             yield f"{self.name} makes nothing of this model: all of it is by the fallback"
-        normalised = plan.table.normalised or any(isinstance(module, WEIGHTLESS) for module in model.modules())
-        if plan.matrices >= DEEP and not normalised:
-            yield (
-                "this model has no normalisation layers, so activations of a GHN's weights grow with depth, unless a "
-                "step behind it such as +lsuv (with data=batches) rescales them"
-            )

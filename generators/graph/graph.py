@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from generators.graph.inputs import Inputs
+
 MATRIX_KINDS = frozenset({"convolution", "linear", "recurrent", "embedding"})
 """Kinds of nodes that multiply by a learned matrix."""
 
@@ -74,12 +76,14 @@ class Graph:
         edges: int64 `[2, E]`, source and target node of each of E edges, sorted by target.
         unused: names of the parameters that the forward does not touch, in registration order.
         tied: every further name of a shared parameter -> its first name.
+        inputs: what the forward was given, without values; nothing if it was run on real inputs.
     """
 
     nodes: tuple[Node, ...]
     edges: Tensor
     unused: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
+    inputs: Inputs = field(default_factory=Inputs)
 
     def __len__(self) -> int:
         return len(self.nodes)

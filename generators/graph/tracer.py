@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,8 @@ def _run(model: nn.Module, inputs: Inputs, *, meta: bool, training: bool) -> Gra
     first: dict[object, str] = {}
     firsts = {name: first.setdefault(memory_of(value), name) for name, value in named}
     tied = {name: other for name, other in firsts.items() if name != other}
-    return assemble(builder.drafts, grid=builder.grid, names=shapes, tied=tied)
+    graph = assemble(builder.drafts, grid=builder.grid, names=shapes, tied=tied)
+    return replace(graph, inputs=Inputs(*inputs.on(torch.device("meta")))) if meta else graph
 
 
 @contextmanager

@@ -45,8 +45,8 @@ def test_spread_and_rank(config):
     """For wide and unseen shapes: He spread within sampling error, with an anchor full rank and distinct values."""
     ghn = GHN(config)
     model = nn.Sequential(
-        nn.Conv2d(1, 48, 3), nn.ReLU(), nn.Conv2d(48, 48, 3, groups=48), nn.Conv2d(48, 33, 1), nn.ReLU(),
-        nn.ConvTranspose2d(33, 24, 2), nn.Flatten(), nn.Linear(24 * 25, 120), nn.ReLU(), nn.Linear(120, 10),
+        nn.Conv2d(1, 48, 3), nn.BatchNorm2d(48), nn.ReLU(), nn.Conv2d(48, 48, 3, groups=48), nn.Conv2d(48, 33, 1),
+        nn.ReLU(), nn.ConvTranspose2d(33, 24, 2), nn.Flatten(), nn.Linear(24 * 25, 120), nn.ReLU(), nn.Linear(120, 10),
     )  # fmt: skip
     states = ghn.sample(model, 1, example_inputs=IMAGE)
     groups = {name: group for group in ghn.plan(model, IMAGE).groups for name in group.names}
