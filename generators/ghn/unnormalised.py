@@ -78,7 +78,7 @@ def rescaled(model: nn.Module, proposal: Proposal, request: Request, graph: Grap
         table = proposal.fallbacks if name in proposal.fallbacks else proposal.sources
         table[name] += f", rescaled to unit output spread on {what}"
     left = [name for name in written if name in found[0].kept]
-    some = (
-        f", but of {len(left)} whose output does not follow the size of their weight ({left[0]}, ...)" if left else ""
-    )
-    proposal.notes.append(f"{GROWS}, so that of each layer was set to 1 on {what}{some}")
+    note = f"{GROWS}, so that of each layer was set to 1 on {what}"
+    if left:
+        note += f", but of {len(left)} whose output does not follow the size of their weight ({left[0]}, ...)"
+    proposal.notes.append(note)

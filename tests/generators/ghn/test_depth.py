@@ -77,11 +77,12 @@ def test_every_layer_keeps_its_spread(name: str, make: Callable, with_data: bool
     assert sum(account.endswith(f"unit output spread on {what}") for account in accounts.values()) >= LAYERS - 2
 
 
+@pytest.mark.parametrize("name", ["noise-ghn-digits", "core"])
 @pytest.mark.parametrize("make", [perceptron, convnet])
-def test_without_that_activations_grow(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_that_activations_grow(name: str, make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ghn, "rescaled", lambda *_: None)
     model, inputs = make()
-    generators.init(model, "noise-ghn-digits", example_inputs=inputs[:2])
+    generators.init(model, GENERATORS[name](), example_inputs=inputs[:2])
     assert max(spreads(model, inputs)) > 100
 
 
