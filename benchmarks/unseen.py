@@ -1,8 +1,8 @@
 """Does a generated start beat He on families that its generator never met? Every start at its own best rate.
 
 For each architecture every start is trained once at each learning rate; the rate that ends best on validation images is
-then used for fresh seeds, so what is compared was not chosen on them. Networks without normalisation get `+lsuv`, as
-the README tells users to, and He gets it too.
+then used for fresh seeds, so what is compared was not chosen on them. Networks without normalisation get `+lsuv`, which
+rescales them on data, and He gets it too.
 
     python benchmarks/unseen.py --json unseen.json --data data/cifar10.npz [--quick] [--out runs/unseen]
 

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import importlib
 import json
+import logging
 import os
 import sys
 import uuid
@@ -35,11 +36,15 @@ from generators.checkpoint import verify
 from generators.errors import CheckpointError, ConfigError, DataError, ModelError, unknown_name
 from generators.filling import init
 from generators.generator import Generator
-from generators.initialiser import list_initialisers, resolve
+from generators.graph import trace
+from generators.initialiser import list_initialisers, needs_of, resolve
 from generators.inventory import inventory
 from generators.published import list_generators, locate, looks_like_location
 from generators.seeds import isolated
 from generators.statistics import measure_states
+from generators.white_noise import white_noise
+
+log = logging.getLogger(__name__)
 
 WIDTH_OF_PIPES = 160  # characters per line where standard output is no terminal
 
@@ -254,7 +259,8 @@ class _Fill:
     input_shape: tuple[int, ...] = ()
     """shape of the model's input with the batch axis, if the tracer cannot guess it: 1 3 224 224"""
     data: str = ""
-    """if an initialiser needs data: module.path:name of batches (inputs, targets), or of a callable that gives them"""
+    """if an initialiser needs data: module.path:name of batches (inputs, targets), or of a callable that gives them;
+    without it lsuv looks at white noise"""
     loss: str = ""
     """for initialisers that need a loss: module.path:callable, loss(outputs, targets)"""
     relative: str = ""
@@ -283,14 +289,39 @@ class _Fill:
             load_weights(relative, self.relative_weights)
         return relative
 
-    def _aids(self) -> dict[str, Any]:
+    def _aids(self, model: nn.Module) -> dict[str, Any]:
         """The keyword arguments of `init` besides seed and member."""
+        relative, example = self._relative(), self._example()
         return dict(
-            data=_batches(self.data) if self.data else None,
+            data=_batches(self.data) if self.data else self._noise(model, example),
             loss=_named(self.loss, "loss") if self.loss else None,
-            relative=self._relative(),
-            example_inputs=torch.zeros(self.input_shape) if self.input_shape else None,
+            relative=relative,
+            example_inputs=example,
         )
+
+    def _example(self) -> Tensor | None:
+        return torch.zeros(self.input_shape) if self.input_shape else None
+
+    def _noise(self, model: nn.Module, example: Tensor | None) -> list | None:
+        """White noise for steps that need data, but nothing else; None if there are none, or it is not known how.
+
+        Raises:
+            ConfigError: a step needs what was not given.
+        """
+        wanted = []
+        for step in resolve(self.with_):
+            needs = needs_of(step)
+            for need in ("loss", "relative"):
+                if need in needs and not getattr(self, need):
+                    raise ConfigError(f"{step.name} needs {need}; pass --{need}, see --help")
+            if "data" in needs and "loss" in needs:
+                raise ConfigError(f"{step.name} needs data; pass --data, see --help")
+            wanted += [step.name] if "data" in needs else []
+        noise = next(white_noise(trace(model, example).inputs, self.seed), None) if wanted else None
+        if noise is None:
+            return None
+        log.warning("no --data: %s looks at white noise in the shape of the model's input", ", ".join(wanted))
+        return [(noise.kwargs or noise.args, None)]
 
     def _write(self, save: Callable[[Path], object], **facts: Any) -> None:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
@@ -311,7 +342,7 @@ class Init(_Fill):
 
     def __call__(self) -> None:
         model = self._model()
-        report = init(model, self.with_, seed=self.seed, member=self.member, **self._aids())
+        report = init(model, self.with_, seed=self.seed, member=self.member, **self._aids(model))
         facts: dict[str, Any] = {"report": dataclasses.asdict(report)}
         if self.measure:
             facts["measured"] = _measure({name: value[None] for name, value in model.state_dict().items()}, model)
@@ -340,11 +371,11 @@ class Sample(_Fill):
     def _states(self, model: nn.Module) -> dict[str, Tensor]:
         chain = resolve(self.with_)
         if len(chain) == 1 and isinstance(chain[0], Generator):
-            return chain[0].sample(model, self.n, seed=self.seed, example_inputs=self._aids()["example_inputs"])
+            return chain[0].sample(model, self.n, seed=self.seed, example_inputs=self._example())
         members = []
         for member in range(self.n):
             filled = copy.deepcopy(model)
-            init(filled, self.with_, seed=self.seed, member=member, **self._aids())
+            init(filled, self.with_, seed=self.seed, member=member, **self._aids(model))
             members.append(filled.state_dict())
         return {name: torch.stack([state[name] for state in members]) for name in members[0]}
 

@@ -122,7 +122,6 @@ class InitialiserInfo:
 
 
 NEEDS = {
-    "checkpoint": "a name of generators.list_generators(), or where a checkpoint lies, in the chain",
     "data": "data=batches, an iterable of (inputs, targets)",
     "loss": "loss=function, such as torch.nn.functional.cross_entropy",
     "relative": "relative=model, a trained one to inherit from",

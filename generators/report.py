@@ -26,7 +26,8 @@ class InitReport:
         statistics: tensor name -> figures measured on the written value (`std`, `target_std`, `std_ratio`, ...), and
             what refining steps did to it, the last one of those that tell: `std_before`, `std_after`, `scale`, ...
         figures: step of the chain -> figures of the step as a whole (`iterations`, `layers`, ...).
-        seconds: step of the chain -> time that it took, by the clock; reports are equal whatever it is.
+        seconds: step of the chain -> time that its proposal took, by the clock, without a trace that steps share and
+            what a GPU has still to do; reports are equal whatever it is.
         notes: what the user should know and no tensor carries, such as a width far outside the training range.
     """
 
@@ -83,8 +84,9 @@ class InitReport:
             for reason in getattr(self, group).values():
                 reasons[group, reason] = reasons.get((group, reason), 0) + 1
         lines += [f"  {group:10s} {count:4d} x {reason}" for (group, reason), count in reasons.items()]
-        for step, seconds in self.seconds.items():
-            figures = self.figures.get(step, {})
-            lines.append(f"  {step}: " + ", ".join([f"{seconds:.3g} s", *(f"{k} {v:.4g}" for k, v in figures.items())]))
+        for step in dict.fromkeys((*self.seconds, *self.figures)):
+            parts = [f"{self.seconds[step]:.3g} s"] if step in self.seconds else []
+            parts += [f"{key} {value:.4g}" for key, value in self.figures.get(step, {}).items()]
+            lines.append(f"  {step}: {', '.join(parts)}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

@@ -114,11 +114,6 @@ class NodeTable:
     relation: Tensor
     distance_limit: int
 
-    @property
-    def normalised(self) -> bool:
-        """Whether the architecture has a normalisation layer."""
-        return bool(self.features[:, NODE_KINDS.index("normalisation")].any())
-
     @cached_property
     def dense(self) -> Tensor:
         """int64 `[N, N]`: relation of source (column) to target (row), 2 * limit + 1 where there is none."""

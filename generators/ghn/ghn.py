@@ -29,7 +29,7 @@ from generators.ghn.encoder import make_encoder
 from generators.ghn.mixing import shares
 from generators.ghn.plan import DecodePlan, Group, decode_plan, together
 from generators.ghn.probes import probes
-from generators.ghn.unnormalised import DEEP, rescaled
+from generators.ghn.unnormalised import needs_rescaling, rescale
 from generators.ghn.writing import storage, write
 from generators.graph import Graph, trace
 from generators.initialiser import Kind, Proposal, Request
@@ -39,7 +39,6 @@ from generators.seeds import plain_tensors, stream
 
 MEMBERS_AT_ONCE = 8  # members are decoded together in blocks of at most so many ...
 NUMBERS_AT_ONCE = 2**22  # ... and so many weights, above which a block costs as much as its members one by one
-WEIGHTLESS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # without weights they are no nodes
 FAR_WIDER = 2.0  # a layer this many times wider than any in training is worth a note
 PLANS_KEPT = 64
 
@@ -241,9 +240,8 @@ class GHN(Generator):
             for value in weights.values():
                 value[1:] = value[0]
         proposal = self._proposal(plan, request, members, weights)
-        normalised = plan.table.normalised or any(isinstance(module, WEIGHTLESS) for module in model.modules())
-        if plan.matrices >= DEEP and not normalised:
-            rescaled(model, proposal, request, graph, members)
+        if needs_rescaling(model, graph, plan.matrices):
+            rescale(model, proposal, request, graph)
         return proposal
 
     def _code_of(self, member: int, members: range, request: Request, plan: DecodePlan) -> Tensor:

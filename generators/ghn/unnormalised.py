@@ -1,84 +1,96 @@
-"""What a GHN's weights need in a network without normalisation: every layer brought to unit output spread.
+"""What a GHN's weights need in a network without normalisation: layers of unit output spread.
 
 A decoded matrix has few directions, and a layer reads those that the layer before it writes. So activations grow there,
 by up to `sqrt(n / rank)` per layer of n channels: no harm behind batch norm, and without it a network that cannot be
 trained. What the GHN knows lies in the directions, so the size of each matrix is set anew by LSUV
-(`generators.refining.lsuv`), on the first batch of the data if there are any, else on white noise in the shape of the
-inputs that the model was traced with.
+(`generators.refining.lsuv`) on white noise. It is the drawn weights that are
+rescaled; the weights that a GHN is trained with are as it decodes them.
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from generators.batches import map_tensors
 from generators.errors import PowerhouseError
+from generators.functional import HALF, single_precision
 from generators.graph import Graph
+from generators.graph.inputs import Inputs, as_inputs
+from generators.graph.replica import Replica
 from generators.initialiser import Proposal, Request
+from generators.inventory import ParameterInfo
 from generators.refining.lsuv import LSUV
-from generators.seeds import stream
+from generators.white_noise import white_noise
 
-DEEP = 5  # matrices from which on a network without normalisation is rescaled
-VECTORS = 64  # inputs of two axes are vectors, of which there are so many; others have places enough
-GROWS = "this model has no normalisation layers, in which activations of a GHN's weights grow with depth"
-
-
-def white_noise(graph: Graph, seed: int) -> Any:
-    """Inputs as those that the model was traced with, N(0, 1); None if they are not known or are no real numbers."""
-    arguments, keywords = graph.inputs.args, dict(graph.inputs.kwargs)
-    known: list[bool] = []
-    map_tensors(lambda value: known.append(value.is_floating_point()), [arguments, keywords])
-    if not known or not all(known) or (arguments and keywords):
-        return None
-    draws = stream(seed, "ghn-white-noise")
-
-    def drawn(value: Tensor) -> Tensor:
-        shape = (VECTORS, value.shape[1]) if value.ndim == 2 else value.shape
-        return torch.randn(shape, generator=draws)
-
-    return map_tensors(drawn, keywords or arguments)
+DEEP = 5  # so many matrices, and as many more for each normalisation layer, are rescaled
+OUTPUT = 2.0  # a classifier becomes at most so much larger: of few outputs after pooling the spread says little
+LARGEST = 100.0  # a size that would change by more is left alone: something else is odd there
+WITHOUT_WEIGHTS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # then they are no nodes of the graph
 
 
-def rescaled(model: nn.Module, proposal: Proposal, request: Request, graph: Graph, members: range) -> None:
-    """Rescale the values `[M, ...]` of a proposal of M members for a network without normalisation, with a note.
+def needs_rescaling(model: nn.Module, graph: Graph, matrices: int) -> bool:
+    """Whether a network of so many decoded matrices has hardly any normalisation."""
+    norms = sum(node.kind == "normalisation" for node in graph.nodes)
+    weightless = (each for each in model.modules() if isinstance(each, WITHOUT_WEIGHTS))
+    norms += sum(next(each.parameters(), None) is None for each in weightless)
+    return matrices >= DEEP * (norms + 1)
 
-    What is frozen counts as it is. If the model cannot be run, the proposal stays what it is, and the note says so.
+
+def _settled(
+    replica: Replica, values: dict[str, Tensor], written: Sequence[ParameterInfo], request: Request, inputs: Inputs
+) -> dict[str, Tensor]:
+    """The values of one member that change, after LSUV on `inputs`."""
+    with torch.no_grad():
+        for info in written:
+            replica.parameters[info.name].copy_(values[info.tied_to or info.name])
+    found = LSUV().settle(replica.module, request.inventory, inputs)
+    changed = {}
+    for info in written:
+        scale = found.statistics.get(info.name, {}).get("scale", math.nan)
+        if 1 / LARGEST <= scale <= LARGEST:
+            changed[info.name] = found.values[info.name] * (min(1.0, OUTPUT / scale) if info.output else 1.0)
+    return changed
+
+
+def rescale(model: nn.Module, proposal: Proposal, request: Request, graph: Graph) -> None:
+    """Rescale the values `[M, ...]` of a proposal of M members, and say so in its accounts and notes.
+
+    A copy of the model without the user's hooks is run. What is frozen counts as it is. If the copy cannot be run, the
+    proposal stays what it is.
     """
-    data, what = request.data, "the first batch of the data"
-    if data is None:
-        noise = white_noise(graph, request.seed)
-        data, what = None if noise is None else [(noise, None)], "white noise"
-    if data is None:
-        proposal.notes.append(f"{GROWS}, unless a step behind it such as +lsuv (with data=batches) rescales them")
-        return
-    written = [info.name for info in request.inventory if info.trainable and info.name in proposal.values]
-    found = []
-    try:
-        work = copy.deepcopy(model)
-        tensors = dict(work.named_parameters())
-        for row, member in enumerate(members):
-            for name in written:
-                tensors[name].data.copy_(proposal.values[name][row])
-            found.append(LSUV().propose(work, replace(request, member=member, data=data, loss=None)))
-    except (PowerhouseError, RuntimeError, TypeError) as error:  # the latter two: modules that cannot be copied
+    example = as_inputs(request.example_inputs) if request.example_inputs is not None else graph.inputs
+    written = [info for info in request.inventory if info.trainable and (info.tied_to or info.name) in proposal.values]
+    matrices = [info.name for info in written if not info.tied_to and len(info.shape) > 1]
+    members = range(len(proposal.values[matrices[0]]))
+    reason, settled = "it is not known what real numbers it takes", None
+    for inputs in white_noise(example, request.seed):
+        try:
+            replica = Replica(model, meta=False, training=False)
+            if any(value.dtype in HALF for value in replica.parameters.values()):
+                replica.module.float()
+                inputs = Inputs(*(map_tensors(single_precision, part) for part in (inputs.args, dict(inputs.kwargs))))
+            rows = ({name: value[row] for name, value in proposal.values.items()} for row in members)
+            settled = [_settled(replica, row, written, request, inputs) for row in rows]
+            break
+        except PowerhouseError as error:
+            reason = str(error)
+    why = "this model has hardly any normalisation, without which activations of a GHN's weights grow with depth"
+    if not settled:
         proposal.notes.append(
-            f"{GROWS}, and it could not be run on {what} to rescale them ({error}); put +lsuv (with data=batches) "
-            "behind it"
+            f"{why}, and cannot be run on white noise to rescale them ({reason}); +lsuv does it with data=batches"
         )
         return
-    for row, each in enumerate(found):
-        for name, value in each.values.items():
+    for row, found in enumerate(settled):
+        for name, value in found.items():
             proposal.values[name][row] = value
-    for name in found[0].values:
+    changed = [name for name in matrices if name in settled[0]]
+    left = [name for name in matrices if name not in settled[0]]
+    for name in changed:
         table = proposal.fallbacks if name in proposal.fallbacks else proposal.sources
-        table[name] += f", rescaled to unit output spread on {what}"
-    left = [name for name in written if name in found[0].kept]
-    note = f"{GROWS}, so that of each layer was set to 1 on {what}"
-    if left:
-        note += f", but of {len(left)} whose output does not follow the size of their weight ({left[0]}, ...)"
-    proposal.notes.append(note)
+        table[name] += ", rescaled to unit output spread on white noise"
+    note = f"{why}: {len(changed)} of its matrices were rescaled to unit output spread on white noise"
+    proposal.notes.append(f"{note}, and {len(left)} were not ({', '.join(left[:3])}, ...)" if left else note)

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from generators.batches import call, first_batch, inputs_of, map_tensors
+from generators.batches import arguments_of, call, first_batch, inputs_of, map_tensors
 from generators.errors import DataError
 from generators.functional import HALF, single_precision
 from generators.gradients import gradient_figures
+from generators.graph.inputs import Inputs
 from generators.initialiser import Kind, Proposal, Request, register
 from generators.inventory import MATRIX_ROLES, Inventory, Role
 from generators.seeds import isolated
@@ -77,18 +79,15 @@ class LSUV:
         `divisions`; `figures` the `layers`, and, where a loss is given that can be differentiated,
         GradCosine and gradient norm on the batch before and after.
         """
-        proposal = Proposal()
         work = copy.deepcopy(model).eval()
         half = any(value.dtype in HALF for value in work.parameters())
-        for name, module, weight in _layers(work.float() if half else work, request.inventory):
-            self._watch(name, module, weight, proposal)
         with isolated(request.seed, self.name, request.member):
             batch = first_batch(request.data, self.name)
             before = gradient_figures(model, batch, request, "before")
             inputs = inputs_of(batch)
             _check_finite(inputs)
-            with torch.no_grad():
-                call(work, map_tensors(single_precision, inputs) if half else inputs)
+            arguments = arguments_of(map_tensors(single_precision, inputs) if half else inputs)
+            proposal = self.settle(work.float() if half else work, request.inventory, Inputs(*arguments))
         known = proposal.values.keys() | proposal.kept.keys()
         left = [info.name for info in request.inventory.where(*MATRIX_ROLES) if info.name not in known]
         if not known:
@@ -103,7 +102,23 @@ class LSUV:
         }  # fmt: skip
         return proposal
 
-    def _watch(self, name: str, module: nn.Module, weight: Tensor, proposal: Proposal) -> None:
+    @torch.no_grad()
+    def settle(self, work: nn.Module, found: Inventory, inputs: Inputs) -> Proposal:
+        """Rescale the weights of `work` in place, in one forward pass on `inputs`.
+
+        Raises:
+            ModelError: the forward raised; it is the cause.
+        """
+        proposal = Proposal()
+        hooks = [self._watch(*layer, proposal) for layer in _layers(work, found)]
+        try:
+            call(work, inputs.kwargs if inputs.kwargs and not inputs.args else inputs.args)
+        finally:
+            for hook in hooks:  # of layers that the pass did not come by
+                hook.remove()
+        return proposal
+
+    def _watch(self, name: str, module: nn.Module, weight: Tensor, proposal: Proposal) -> RemovableHandle:
         """Fix `weight` when `module` is first called, and hand the fixed output on."""
 
         def fix(module: nn.Module, arguments: tuple, keywords: dict, output: Tensor) -> Tensor | None:
@@ -128,6 +143,7 @@ class LSUV:
             return output
 
         handle = module.register_forward_hook(fix, with_kwargs=True)
+        return handle
 
 
 register(

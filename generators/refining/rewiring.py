@@ -102,8 +102,9 @@ def strength_variances(weights: Tensor) -> tuple[float, float]:
 
 
 def full_precision(value: Tensor) -> Tensor:
-    """In float64 or float32; half precision fits into the latter as it is."""
-    return value.detach().to(torch.float64 if value.dtype == torch.float64 else torch.float32)
+    """In float64 or float32; half precision fits into the latter as it is. On the CPU where there may be no float64."""
+    device = value.device if value.device.type == "cuda" else "cpu"
+    return value.detach().to(device, torch.float64 if value.dtype == torch.float64 else torch.float32)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Rewiring:
     """Rewires every matrix of the model: convolutions, linear layers, each of stacked matrices (query, key and value;
     gates) on its own. These are the stored numbers, also where a weight is computed from them (weight norm).
 
-    Matrices of one shape are rewired side by side, on their device; only the lots are drawn on the CPU.
+    Matrices of one shape are rewired side by side, on the GPU if they are there; the lots are drawn on the CPU.
 
     Attributes:
         greedy: the largest sum gets the smallest weight, and nothing is drawn.

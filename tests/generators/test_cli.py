@@ -56,6 +56,14 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(rows["generators"], list)
 
 
+def test_lsuv_without_data_looks_at_white_noise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = tmp_path / "w.safetensors"
+    main(["init", "--model", "torchvision:resnet18", "--with", "he+lsuv", "--out", str(out)])
+    assert "no --data: lsuv looks at white noise" in caplog.text
+    report = json.loads((tmp_path / "w.safetensors.json").read_text())["report"]
+    assert report["statistics"]["layer1.0.conv1.weight"]["output_std_after"] == pytest.approx(1.0, abs=0.1)
+
+
 def test_show(capsys: pytest.CaptureFixture[str]) -> None:
     main(["show", "lsuv"])
     assert json.loads(capsys.readouterr().out)["needs"] == ["data"]
@@ -169,7 +177,12 @@ def test_torchvision_models(tmp_path: Path) -> None:
         (["--model", "mine_for_cli:number", "--with", "he"], ModelError, "not a torch.nn.Module"),
         (["--model", "mine_for_cli:broken", "--with", "he"], ModelError, "no weights today"),
         (["--model", "mine_for_cli:net", "--with", "hee"], UnknownNameError, "'he'"),
-        (["--model", "mine_for_cli:net", "--with", "he+lsuv"], ConfigError, "needs data"),
+        (["--model", "mine_for_cli:net", "--with", "he+nio"], ConfigError, "needs loss; pass --loss"),
+        (
+            ["--model", "mine_for_cli:net", "--with", "he+nio", "--loss", "torch.nn.functional:cross_entropy"],
+            ConfigError,
+            "needs data; pass --data",
+        ),
         (["--model", "mine_for_cli:net", "--with", "he", "--model-arguments", "{"], ConfigError, "JSON"),
         (["--model", "mine_for_cli:net", "--with", "he", "--model-arguments", "[]"], ConfigError, "object"),
         (["--model", "mine_for_cli:net", "--with", "he", "--model-arguments", '{"depth": 1}'], ModelError, "depth"),
