@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,9 +25,18 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     figures = json.loads((tmp_path / "costs.json").read_text())
     for name, most in (("nio", 4), ("gradinit", 4), ("metainit", 16)):
         assert 1 < figures[f"{name}_step_ratio"] <= most, name
-    assert figures["rewire_resnet50_s"] == 1  # no product at all
+    assert figures["rewire_resnet50_s"] == figures["rewire_by_choice_ratio"] == 1  # no product at all
     assert 1 <= figures["lsuv_forwards"] <= 3
     assert "nio_step_ratio" in capsys.readouterr().out
+
+
+def test_the_slow_rewiring_permutes_rows_and_draws_columns_together() -> None:
+    module, draws = load_script(BENCHMARKS / "initialiser_costs.py"), np.random.default_rng(0)
+    before = draws.standard_normal((64, 64))
+    after = before.copy()
+    module.by_choice(after, draws)
+    assert np.array_equal(np.sort(after, axis=1), np.sort(before, axis=1))
+    assert after.sum(axis=0).var() < 0.3 * before.sum(axis=0).var()
 
 
 def test_a_plain_step_is_one_of_sgd() -> None:
