@@ -1,8 +1,8 @@
 """What do initialisers that look at data or at the whole model cost?
 
 An iteration of the scale optimisers in units of a plain training step of a ResNet-20 (batch 128, 32 x 32 pixels, one
-thread), the rewiring of a ResNet-50 in CPU seconds, that of a matrix 256 x 1,152 with weighted choices row by row, as its
-authors draw, in units of ours, and LSUV of a ResNet-50 in forward passes, counted in operations.
+thread), the rewiring of a ResNet-50 in CPU seconds, that of a matrix 256 x 1,152 with weighted choices row by row, as
+its authors draw, in units of ours, and LSUV of a ResNet-50 in forward passes, counted in operations.
 
     python benchmarks/initialiser_costs.py --json costs.json [--quick]
 """

@@ -317,7 +317,7 @@ class _Fill:
             if "data" in needs and "loss" in needs:
                 raise ConfigError(f"{step.name} needs data; pass --data, see --help")
             wanted += [step.name] if "data" in needs else []
-        noise = next(white_noise(trace(model, example).inputs, self.seed), None) if wanted else None
+        noise = next(white_noise(trace(model, example).inputs), None) if wanted else None
         if noise is None:
             return None
         log.warning("no --data: %s looks at white noise in the shape of the model's input", ", ".join(wanted))

@@ -16,9 +16,11 @@ from generators.seeds import stream
 FEWEST, MOST, NUMBERS = 2, 64, 2**19  # inputs, and numbers in them all
 
 
-def white_noise(example: Inputs, seed: int) -> Iterator[Inputs]:
-    """Inputs like the example, real numbers N(0, 1), others as they are: more of them than in the example, if there is
-    one tensor and its first axis may be that of the inputs, then as many. Nothing if a tensor has neither.
+def white_noise(example: Inputs) -> Iterator[Inputs]:
+    """Inputs like the example with real numbers N(0, 1), always the same, and all others as they are.
+
+    Of one tensor first more, or fewer, along its first axis; then, should a model not take that, as the example has.
+    Nothing if there are no real numbers, or others whose values are not known.
     """
     tensors: list[Tensor] = []
     map_tensors(tensors.append, [example.args, dict(example.kwargs)])
@@ -28,7 +30,7 @@ def white_noise(example: Inputs, seed: int) -> Iterator[Inputs]:
         return
 
     def noise(count: int | None) -> Inputs:
-        draws = stream(seed, "white-noise")
+        draws = stream(0, "white-noise")
 
         def drawn(value: Tensor) -> Any:
             if not value.is_floating_point():

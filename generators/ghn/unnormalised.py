@@ -67,7 +67,7 @@ def rescale(model: nn.Module, proposal: Proposal, request: Request, graph: Graph
     matrices = [info.name for info in written if not info.tied_to and len(info.shape) > 1]
     members = range(len(proposal.values[matrices[0]]))
     reason, settled = "it is not known what real numbers it takes", None
-    for inputs in white_noise(example, request.seed):
+    for inputs in white_noise(example):
         try:
             replica = Replica(model, meta=False, training=False)
             if any(value.dtype in HALF for value in replica.parameters.values()):

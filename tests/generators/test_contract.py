@@ -163,6 +163,7 @@ MODELS = {
 }
 
 REGISTERED = [info.name for info in list_initialisers() if "checkpoint" not in info.needs]
+GENERATORS = ("conv-vae-digits", "ghn-digits", "noise-ghn-digits")
 NO_HYPERNETWORK = (MODELS.keys() - {"hypernetwork"}, "is for hypernetworks, .*; give it a method main_layers")
 REFUSED: dict[str, tuple[set[str], str]] = {
     "hyperfan": NO_HYPERNETWORK,
@@ -252,7 +253,7 @@ def keeps_contract(step: Initialiser, case: Case, words: str = "") -> None:
 
 
 @pytest.mark.parametrize("model_name", MODELS)
-@pytest.mark.parametrize("name", REGISTERED)
+@pytest.mark.parametrize("name", [*REGISTERED, *GENERATORS])
 def test_contract(name: str, model_name: str) -> None:
     models, words = REFUSED.get(name, (set(), ""))
     keeps_contract(named(name), MODELS[model_name], words if model_name in models else "")
