@@ -16,10 +16,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+_AS_TEXT = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def derive(seed: int, *labels: str | int) -> int:
     """A 63-bit seed from a root seed and labels, the same on every machine and in every process."""
-    text = json.dumps([int(seed), *labels], separators=(",", ":"))
+    text = _AS_TEXT([int(seed), *labels])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
