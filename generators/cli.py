@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import json
 import logging
 import os
@@ -32,15 +31,15 @@ from torch import Tensor, nn
 from tyro.conf import Positional, arg, subcommand
 
 import generators
+from generators.by_name import MODEL_SOURCES, batches_of, build_model, keyword_arguments, load_weights, named
 from generators.checkpoint import verify
-from generators.errors import CheckpointError, ConfigError, DataError, ModelError, unknown_name
+from generators.errors import ConfigError, unknown_name
 from generators.filling import init
 from generators.generator import Generator
 from generators.graph import trace
 from generators.initialiser import list_initialisers, needs_of, resolve
 from generators.inventory import inventory
 from generators.published import list_generators, locate, looks_like_location
-from generators.seeds import isolated
 from generators.statistics import measure_states
 from generators.white_noise import white_noise
 
@@ -51,118 +50,6 @@ WIDTH_OF_PIPES = 160  # characters per line where standard output is no terminal
 
 def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDTH_OF_PIPES)
-
-
-# ---- models and other objects by name
-
-
-def _named(text: str, what: str) -> Any:
-    """The object that `module.path:name` names.
-
-    Raises:
-        ConfigError: the text has another form, or there is no such module or name in it.
-    """
-    path, _, name = text.partition(":")
-    if not path or not name:
-        raise ConfigError(f"{what} {text!r}: write it as module.path:callable")
-    try:
-        found = importlib.import_module(path)
-    except ImportError as error:
-        raise ConfigError(f"{what} {text!r}: {error}; is it installed, or in the current folder?") from error
-    if not hasattr(found, name):
-        raise unknown_name(f"name in {path}", name, [known for known in vars(found) if not known.startswith("_")])
-    return getattr(found, name)
-
-
-def _torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
-    models = _named("torchvision:models", "model")
-    if name not in models.list_models():
-        raise unknown_name("torchvision model", name, models.list_models())
-    return models.get_model(name, weights=None, **arguments)
-
-
-def _timm(name: str, arguments: dict[str, Any]) -> nn.Module:
-    create, known = _named("timm:create_model", "model"), _named("timm:list_models", "model")()
-    if name not in known:
-        raise unknown_name("timm model", name, known)
-    return create(name, pretrained=False, **arguments)
-
-
-_MODEL_SOURCES: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}
-
-
-def build_model(text: str, arguments: dict[str, Any], *, seed: int) -> nn.Module:
-    """The model that `text` names; whatever its constructor draws comes from `seed`.
-
-    Args:
-        text: `torchvision:NAME`, `timm:NAME` or `module.path:callable`.
-        arguments: keyword arguments of its constructor.
-        seed: root seed.
-
-    Raises:
-        UnknownNameError: no such model.
-        ConfigError: the text has another form or names nothing.
-        ModelError: the constructor fails, with its own exception as the cause, or does not give a module.
-    """
-    source, _, name = text.partition(":")
-    with isolated(seed, "model"):
-        if source not in _MODEL_SOURCES:
-            build = _named(text, "model")
-        try:
-            model = _MODEL_SOURCES[source](name, arguments) if source in _MODEL_SOURCES else build(**arguments)
-        except generators.PowerhouseError:
-            raise
-        except Exception as error:  # whatever a foreign constructor raises; it is chained, not swallowed
-            raise ModelError(f"model {text!r} cannot be built with {arguments}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model {text!r} gave a {type(model).__name__}, not a torch.nn.Module")
-    return model
-
-
-def _arguments(text: str, option: str) -> dict[str, Any]:
-    """The keyword arguments of a constructor that an option holds as JSON.
-
-    Raises:
-        ConfigError: it is no JSON, or no object.
-    """
-    try:
-        arguments = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{option} {text!r} is not JSON: {error}") from error
-    if not isinstance(arguments, dict):
-        raise ConfigError(f"{option} {text!r} must be a JSON object")
-    return arguments
-
-
-def load_weights(model: nn.Module, file: Path) -> None:
-    """Read the state dict of `model` from a safetensors file.
-
-    Raises:
-        CheckpointError: the file is missing, of another format, or for another model.
-    """
-    try:
-        safetensors.torch.load_model(model, file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read as safetensors: {error}; write it with save_model") from error
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{file} does not fit the model: {reason}; pass its own model and arguments") from error
-
-
-def _batches(text: str) -> Any:
-    """The data that `module.path:name` names: an iterable, or what a callable gives.
-
-    Raises:
-        ConfigError: there is no such module or name in it, or the text has another form.
-        DataError: the callable fails, with its own exception as the cause.
-    """
-    found = _named(text, "data")
-    if not callable(found):
-        return found
-    try:
-        return found()
-    except Exception as error:  # whatever a foreign function raises; it is chained, not swallowed
-        raise DataError(f"data {text!r} cannot be made: {error!r}; it is called without arguments") from error
 
 
 # ---- files
@@ -273,7 +160,7 @@ class _Fill:
     def _model(self) -> nn.Module:
         if self.out.suffix != ".safetensors":
             raise ConfigError(f"--out {self.out}: the name must end in .safetensors")
-        return build_model(self.model, _arguments(self.model_arguments, "--model-arguments"), seed=self.seed)
+        return build_model(self.model, keyword_arguments(self.model_arguments, "--model-arguments"), seed=self.seed)
 
     def _relative(self) -> nn.Module | None:
         """The trained model to inherit from, if one is given."""
@@ -281,9 +168,9 @@ class _Fill:
             if self.relative_weights is not None:
                 raise ConfigError(f"--relative-weights {self.relative_weights}: whose? Pass --relative as well")
             return None
-        if self.relative_weights is None and self.relative.partition(":")[0] in _MODEL_SOURCES:
+        if self.relative_weights is None and self.relative.partition(":")[0] in MODEL_SOURCES:
             raise ConfigError(f"--relative {self.relative} is not trained; pass its weights, --relative-weights FILE")
-        arguments = _arguments(self.relative_arguments, "--relative-arguments")
+        arguments = keyword_arguments(self.relative_arguments, "--relative-arguments")
         relative = build_model(self.relative, arguments, seed=self.seed)
         if self.relative_weights is not None:
             load_weights(relative, self.relative_weights)
@@ -293,8 +180,8 @@ class _Fill:
         """The keyword arguments of `init` besides seed and member."""
         relative, example = self._relative(), self._example()
         return dict(
-            data=_batches(self.data) if self.data else self._noise(model, example),
-            loss=_named(self.loss, "loss") if self.loss else None,
+            data=batches_of(self.data) if self.data else self._noise(model, example),
+            loss=named(self.loss, "loss") if self.loss else None,
             relative=relative,
             example_inputs=example,
         )
