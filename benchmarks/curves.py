@@ -4,8 +4,9 @@ table, picture and figures. `train_generators compare` does more (tests, ensembl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,22 @@ def curves(folder: Path, recipes: Sequence[Recipe]) -> list[Curve]:
         for key, rows in parts.items()
     ]
     return sorted(found, key=lambda curve: -curve.accuracy[:, -1].mean())
+
+
+def best_rates(folders: Sequence[Path], recipes: Sequence[Recipe]) -> list[Recipe]:
+    """For every architecture and start of `recipes`, in their order, the rate that ended best on validation images.
+
+    The networks of all zoos in `folders` count alike; one that diverged is worth less than any other.
+    """
+    ends: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for population in (each for folder in folders for each in Zoo(folder).populations):
+        recipe, column = population.recipe, population.metric_names.index("validation_accuracy")
+        rates = ends.setdefault((recipe.architecture, recipe.init), {})
+        found = [-1.0 if math.isnan(value) else float(value) for value in population.metrics[:, -1, column]]
+        rates.setdefault(recipe.lr, []).extend(found)
+    means = {key: {lr: sum(found) / len(found) for lr, found in rates.items()} for key, rates in ends.items()}
+    named = {(recipe.architecture, recipe.init): recipe for recipe in recipes}
+    return [replace(recipe, lr=max(means[key], key=means[key].__getitem__)) for key, recipe in named.items()]
 
 
 def table(found: Sequence[Curve]) -> str:

@@ -12,9 +12,7 @@ comparison; given again, it goes on.
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -24,12 +22,10 @@ sys.path = [str(Path(__file__).parents[1]), *(place for place in sys.path if Pat
 import torch  # noqa: E402
 import tyro  # noqa: E402
 
-from benchmarks.curves import RECIPE, curves, figures, picture, table  # noqa: E402
+from benchmarks.curves import RECIPE, best_rates, curves, figures, picture, table  # noqa: E402
 from benchmarks.measuring import store  # noqa: E402
 from collect.plan import plan  # noqa: E402
-from collect.recipe import Recipe  # noqa: E402
 from collect.runner import collect  # noqa: E402
-from collect.zoo import Zoo  # noqa: E402
 from generators.commandline import progress, run  # noqa: E402
 
 UNSEEN = ("vgg-8-w16", "mobilenet-8-w16", "vit-4-w64", "resnet-32-w8", "cnn-4-w32", "bare-resnet-20-w8")
@@ -40,17 +36,6 @@ SEARCH_SEED = 3
 def chains(architecture: str, start: str) -> tuple[str, ...]:
     """The starts that are compared on an architecture."""
     return ("he", "he+lsuv", f"{start}+lsuv") if architecture.startswith("bare-") else ("he", start)
-
-
-def best_rates(folder: Path, recipes: Sequence[Recipe]) -> list[Recipe]:
-    """For every architecture and start the recipe that ended best on validation images, in the order of `recipes`."""
-    ends: dict[tuple[str, str], dict[float, float]] = {}
-    for population in Zoo(folder).populations:
-        recipe, column = population.recipe, population.metric_names.index("validation_accuracy")
-        accuracy = float(population.metrics[:, -1, column].mean())
-        ends.setdefault((recipe.architecture, recipe.init), {})[recipe.lr] = -1.0 if math.isnan(accuracy) else accuracy
-    named = {(recipe.architecture, recipe.init): recipe for recipe in recipes}
-    return [replace(recipe, lr=max(ends[key], key=ends[key].__getitem__)) for key, recipe in named.items()]
 
 
 def benchmark(
@@ -88,7 +73,7 @@ def benchmark(
         with progress(f"learning rates of {architecture}", len(tried)) as bar:
             tasks = plan(tried, runs=1, first_seed=SEARCH_SEED)
             collect(tasks, out / "search" / architecture, workers=workers, on_progress=bar)
-        chosen = best_rates(out / "search" / architecture, starts)
+        chosen = best_rates([out / "search" / architecture], starts)
         with progress(f"comparison on {architecture}", len(chosen) * runs) as bar:
             tasks = plan(chosen, runs=runs, first_seed=SEARCH_SEED + 1)
             collect(tasks, out / "zoo", workers=workers, on_progress=bar)

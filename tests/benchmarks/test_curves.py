@@ -47,3 +47,23 @@ def test_table_figures_and_picture_agree(zoo: Path) -> None:
     assert module.picture([found]).startswith(b"\x89PNG")
     single = replace(found, accuracy=found.accuracy[:1])
     assert not np.any(single.std)
+
+
+def test_the_best_rate_is_that_of_validation_images_and_never_one_that_diverged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Over all zoos: 0.1 has 0.2 and 0.4, so 0.3 on average, more than 0.05 with 0.25 and than 0.3, which diverged."""
+    module = load_script(BENCHMARKS / "curves.py")
+
+    class Found:
+        metric_names = ("test_loss", "validation_accuracy")
+
+        def __init__(self, lr: float, end: float) -> None:
+            self.recipe, self.metrics = replace(module.RECIPE, lr=lr), np.full((1, 2, 2), end)
+
+    zoos = {"a": [Found(0.3, np.nan), Found(0.1, 0.2), Found(0.05, 0.25)], "b": [Found(0.3, np.nan), Found(0.1, 0.4)]}
+    monkeypatch.setattr(module, "Zoo", lambda folder: type("", (), {"populations": zoos[folder.name]}))
+    (chosen,) = module.best_rates([tmp_path / "a", tmp_path / "b"], [module.RECIPE])
+    assert chosen.lr == 0.1
+    (chosen,) = module.best_rates([tmp_path / "a"], [module.RECIPE])
+    assert chosen.lr == 0.05

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from collect.zoo import Zoo
@@ -39,19 +37,3 @@ def test_a_tiny_study(tmp_path: Path) -> None:
     assert (tmp_path / "search.md").read_text().count("| bare-resnet-8-w4 |") == 6
     assert (tmp_path / "unseen.md").read_text().count("| bare-resnet-8-w4 |") == 3
     assert (tmp_path / "bare-resnet-8-w4.png").exists()
-
-
-def test_what_diverged_is_no_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    module = load_script(BENCHMARKS / "unseen.py")
-
-    class Found:
-        metric_names = ("test_loss", "validation_accuracy")
-
-        def __init__(self, lr: float, end: float) -> None:
-            self.recipe, self.metrics = replace(module.RECIPE, lr=lr), np.full((1, 2, 2), end)
-
-    monkeypatch.setattr(
-        module, "Zoo", lambda folder: type("", (), {"populations": [Found(0.3, np.nan), Found(0.1, 0.2)]})
-    )
-    (chosen,) = module.best_rates(tmp_path, [module.RECIPE])
-    assert chosen.lr == 0.1
