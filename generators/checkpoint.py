@@ -19,12 +19,14 @@ import shutil
 import types
 import typing
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
 from generators.errors import CheckpointError, ConfigError
 from generators.initialiser import Request
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
 LEAST_STABLE_RANK = 3.0  # of a generated matrix: below, one direction has taken over
+EXAMINED_MEMBERS = 3  # whose matrices are examined before a generator is saved
 NOISE_REACHES = 2 * LEAST_STABLE_RANK  # matrices so small that white noise has less are not judged
 
 
@@ -124,40 +127,46 @@ def _card_for_people(generator: Generator) -> str:
     return "\n".join(lines)
 
 
-def check_spectrum(generator: Generator) -> None:
-    """Raise `CheckpointError` if a matrix of member 0 of a probe model has a stable rank under `LEAST_STABLE_RANK`.
+def check_spectrum(generator: Generator, models: Mapping[str, tuple[nn.Module, Tensor]] | None = None) -> None:
+    """Raise `CheckpointError` if a generator makes a matrix whose stable rank is under `LEAST_STABLE_RANK`.
 
-    A collapsed spectrum does not show in the spread: each neuron of a layer then says nearly the same.
+    Examined are the first `EXAMINED_MEMBERS` members of its probe models and of `models`, name -> model and input. A
+    collapsed spectrum does not show in the spread: each neuron of a layer then says nearly the same.
     """
-    for probe, (model, example) in generator.probes().items():
+    for name, (model, example) in {**generator.probes(), **(models or {})}.items():
         found = inventory(model)
-        proposal = generator.propose(model, Request(found, example_inputs=example))
-        for info in found:
-            if info.role not in MATRIX_ROLES or info.name not in proposal.sources:
-                continue
-            for matrix in proposal.values[info.name].flatten(1).chunk(info.blocks, info.block_axis):
-                figure = stable_rank(matrix)
-                if noise_stable_rank(*matrix.shape) >= NOISE_REACHES and not figure >= LEAST_STABLE_RANK:
-                    raise CheckpointError(
-                        f"{generator.name}: {info.name} {info.shape} that it makes for the probe model {probe!r} has "
-                        f"stable rank {figure:.2f}, under {LEAST_STABLE_RANK:g}; collapsed generators are not saved: "
-                        "train it with a higher anchor, rank or spectrum_steps"
-                    )
+        stack = generator.propose_stack(model, Request(found, example_inputs=example), range(EXAMINED_MEMBERS))
+        for info in (each for each in found if each.role in MATRIX_ROLES and each.name in stack.sources):
+            for member, value in enumerate(stack.values[info.name]):
+                for matrix in value.flatten(1).chunk(info.blocks, info.block_axis):
+                    figure = stable_rank(matrix)
+                    if noise_stable_rank(*matrix.shape) >= NOISE_REACHES and not figure >= LEAST_STABLE_RANK:
+                        raise CheckpointError(
+                            f"{generator.name}: {info.name} {info.shape} of member {member} that it makes for the "
+                            f"model {name!r} has stable rank {figure:.2f}, under {LEAST_STABLE_RANK:g}; collapsed "
+                            "generators are not saved: train it with a higher anchor, rank or spectrum_steps"
+                        )
 
 
-def save(generator: Generator, folder: str | os.PathLike[str]) -> Path:
+def save(
+    generator: Generator,
+    folder: str | os.PathLike[str],
+    *,
+    examined: Mapping[str, tuple[nn.Module, Tensor]] | None = None,
+) -> Path:
     """Write a checkpoint. A new folder appears complete or not at all; in an existing one config.json comes last.
 
     Args:
         generator: what to save; its `card` and `config` must hold JSON values only.
         folder: is made if it does not exist. An older checkpoint in it is replaced, other files are left alone.
+        examined: name -> model and input, what it was trained for: its spectra are checked besides the probe models'.
 
     Returns:
         The folder.
 
     Raises:
         CheckpointError: the folder holds files of these names that are no checkpoint's, the weights are not finite, or
-            what the generator makes of its probe models has a collapsed spectrum (`check_spectrum`).
+            a matrix that the generator makes has a collapsed spectrum (`check_spectrum`).
         ConfigError: card or config hold something that JSON cannot.
     """
     folder = Path(folder).expanduser()
@@ -169,7 +178,7 @@ def save(generator: Generator, folder: str | os.PathLike[str]) -> Path:
     for name, value in generator.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{generator.name}: {name} holds NaN or infinity; a broken generator is not saved")
-    check_spectrum(generator)
+    check_spectrum(generator, examined)
     description = dict(
         format=FORMAT, kind=generator.kind_name, name=generator.name, config=dataclasses.asdict(generator.config),
         card=generator.card,

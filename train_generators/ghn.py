@@ -31,7 +31,7 @@ from generators.ghn.ghn import GHN
 from train_generators.architectures import resolve
 from train_generators.ghn_config import DETERMINISTIC, NOISE, GHNTrainingConfig, facts
 from train_generators.ghn_step import gradients
-from train_generators.judging import figures, table, variety, zero_shot
+from train_generators.judging import figures, models, table, variety, zero_shot
 from train_generators.objectives import Teachers
 from train_generators.processes import Device, join
 from train_generators.subject import ImageStream, Subject
@@ -82,7 +82,7 @@ def _judge(ghn: GHN, config: GHNTrainingConfig, images: ImageSet) -> dict[str, A
 
 
 def _warn_of_collapse(ghn: GHN) -> None:
-    """Say now what `checkpoint.save` would refuse at the end."""
+    """Say now what `checkpoint.save` would refuse at the end, as far as the probe models show it."""
     try:
         checkpoint.check_spectrum(ghn)
     except CheckpointError as error:
@@ -122,6 +122,7 @@ def fit(
     Raises:
         ConfigError: nothing to train on, fewer units in a step than processes, or `out` holds another training.
         DataError: the data set is not there.
+        CheckpointError: what was trained has collapsed: a matrix for one of its architectures has hardly any rank.
     """
     fabric = fabric or join("cpu", precision=config.precision)
     if config.meta_batch % fabric.world_size:
@@ -214,7 +215,8 @@ def fit(
                 )  # fmt: skip
     if first:
         ghn.card = card | figures(ghn, config.held_out, config.architectures, images)
-        checkpoint.save(ghn.cpu().eval(), out)
+        examined = models((*config.architectures, *config.held_out), images)
+        checkpoint.save(ghn.cpu().eval(), out, examined=examined)
     fabric.barrier()
     return ghn.cpu().eval()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from collect.architectures import build, parse
 from collect.data import ImageSet, load
@@ -24,14 +25,20 @@ from generators.statistics import measure
 JUDGED_MEMBERS = 3  # members per architecture in an evaluation
 
 
+def models(names: Iterable[str], images: ImageSet) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Architectures for a data set, each with an input."""
+    example = torch.zeros(1, *images.shape)
+    return {name: (build(parse(name), shape=images.shape, classes=len(images.classes)), example) for name in names}
+
+
 def zero_shot(ghn: GHN, name: str, images: ImageSet, split: str, *, members: int = JUDGED_MEMBERS) -> dict[str, float]:
     """Accuracy before any training of generated networks, batch-norm statistics from training images.
 
     Returns:
         `accuracy` (mean over members) and `disagreement` (share of images on which two members differ, mean of pairs).
     """
-    module = build(parse(name), shape=images.shape, classes=len(images.classes))
-    states = ghn.sample(module, members, seed=0, example_inputs=torch.zeros(1, *images.shape))
+    ((module, example),) = models([name], images).values()
+    states = ghn.sample(module, members, seed=0, example_inputs=example)
     part = getattr(images, split)
     logits = predict(
         name, states, part.images, shape=images.shape, classes=len(images.classes),
@@ -47,8 +54,8 @@ def zero_shot(ghn: GHN, name: str, images: ImageSet, split: str, *, members: int
 
 def variety(ghn: GHN, name: str, images: ImageSet) -> dict[str, float]:
     """Least stable rank, distinct share and both ends of the std ratio over the decoded tensors of one network."""
-    module = build(parse(name), shape=images.shape, classes=len(images.classes))
-    request = Request(inventory(module), example_inputs=torch.zeros(1, *images.shape))
+    ((module, example),) = models([name], images).values()
+    request = Request(inventory(module), example_inputs=example)
     proposal, plan = ghn.propose(module, request), ghn.plan(module, request.example_inputs)
     spread = {name: group.target_std for group in plan.groups for name in group.names}
     found = plan.found

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from generators import checkpoint
-from generators.checkpoint import CARD, CONFIG, WEIGHTS, load, save, verify
+from generators.checkpoint import CARD, CONFIG, EXAMINED_MEMBERS, WEIGHTS, load, save, verify
 from generators.errors import CheckpointError, ConfigError, UnknownNameError
 from generators.filling import init
 from generators.generator import GENERATOR_KINDS, Generator
@@ -264,8 +264,30 @@ def test_collapsed_spectra_are_not_saved(
     monkeypatch.setattr(toy, "propose", propose)
     monkeypatch.setattr(toy, "probes", lambda: {"mlp": (model, torch.zeros(1, 40))})
     if refused:
-        with pytest.raises(CheckpointError, match=r"0.weight \(50, 40\) .* probe model 'mlp' has stable rank 1\.\d+"):
+        with pytest.raises(CheckpointError, match=r"0.weight \(50, 40\) .* model 'mlp' has stable rank 1\.\d+"):
             save(toy, tmp_path / "x")
         assert not list(tmp_path.iterdir())
     else:
         save(toy, tmp_path / "x")
+
+
+def test_spectra_are_examined_in_several_members_and_in_what_the_training_was_for(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """White noise in all matrices but one, of the last member, of a model that is not among the probes."""
+
+    def propose(model: nn.Module, request: Request) -> Proposal:
+        proposal, draws = Proposal(), torch.Generator().manual_seed(request.member)
+        for info in request.inventory:
+            collapsed = info.shape == (60, 40) and request.member == EXAMINED_MEMBERS - 1
+            proposal.values[info.name] = torch.randn(info.shape, generator=draws) + 1.0 * collapsed
+            proposal.sources[info.name] = "toy"
+        return proposal
+
+    example = torch.zeros(1, 40)
+    monkeypatch.setattr(toy, "propose", propose)
+    monkeypatch.setattr(toy, "probes", lambda: {"probe": (nn.Sequential(nn.Linear(40, 50)), example)})
+    with pytest.raises(CheckpointError, match=r"\(60, 40\) of member 2 .* model 'own' has stable rank 1\.\d+"):
+        save(toy, tmp_path / "x", examined={"own": (nn.Sequential(nn.Linear(40, 60)), example)})
+    assert not list(tmp_path.iterdir())
+    save(toy, tmp_path / "x", examined={"own": (nn.Sequential(nn.Linear(40, 61)), example)})

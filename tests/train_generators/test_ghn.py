@@ -14,6 +14,7 @@ from collect import zoo_file
 from collect.architectures import build
 from collect.population import train
 from collect.recipe import Recipe
+from generators import checkpoint
 from generators.checkpoint import load
 from generators.commandline import run
 from generators.errors import CheckpointError, ConfigError, PowerhouseError
@@ -357,3 +358,16 @@ def test_other_back_ends_are_trained_and_saved(images, tmp_path, encoder, decode
     fit(replace(QUICK, steps=2, ghn=shape), tmp_path / "out", images=images, quiet=True)
     config = load(tmp_path / "out").config
     assert (config.encoder, config.decoder) == (encoder, decoder)
+
+
+def test_what_it_was_trained_for_is_examined_before_it_is_saved(images, tmp_path, monkeypatch):
+    """All architectures, held-out ones too, in the form that `checkpoint.save` takes."""
+    seen = {}
+
+    def save(ghn, folder, *, examined):
+        seen.update(examined)
+        checkpoint.check_spectrum(ghn, examined)
+
+    monkeypatch.setattr(module.checkpoint, "save", save)
+    fit(replace(QUICK, steps=1, held_out=("vgg-3-w4",)), tmp_path / "out", images=images, quiet=True)
+    assert sorted(seen) == ["mlp-1-w16", "resnet-8-w4", "vgg-3-w4"]
