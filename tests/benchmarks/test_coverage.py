@@ -23,9 +23,9 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_figures_table_and_json(benchmark: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:
-    broken = benchmark.Case(nn.Linear(3, 2), ((torch.full((2, 3), torch.nan),),), torch.ones(2, 3))
-    monkeypatch.setitem(benchmark.PLAIN, "broken", lambda: broken)
-    monkeypatch.setattr(benchmark, "SUBSET", ("plain/mlp", "plain/lstm", "plain/broken"))
+    broken = benchmark.registry.Case(nn.Linear(3, 2), ((torch.full((2, 3), torch.nan),),), torch.ones(2, 3))
+    monkeypatch.setitem(benchmark.registry.PLAIN, "broken", lambda: broken)
+    monkeypatch.setattr(benchmark.registry, "SUBSET", ("plain/mlp", "plain/lstm", "plain/broken"))
     benchmark.benchmark(json_file=tmp_path / "figures.json", quick=True)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"git_commit", "torch_version", "machine", "timm_ok", "timm_total"} < set(figures)
@@ -49,17 +49,17 @@ def test_an_interruption_is_no_reason(benchmark: ModuleType, monkeypatch) -> Non
     def interrupted() -> None:
         raise Interrupted("asked to terminate")
 
-    monkeypatch.setitem(benchmark.PLAIN, "mlp", interrupted)
+    monkeypatch.setitem(benchmark.registry.PLAIN, "mlp", interrupted)
     with pytest.raises(Interrupted):
         benchmark.check("plain/mlp", "he")
 
 
 def test_the_subset_is_part_of_the_whole(benchmark: ModuleType) -> None:
     pytest.importorskip("timm", reason="timm is not installed; it comes with the extra `coverage`")
-    every = benchmark.every()
-    assert set(benchmark.SUBSET) < set(every) and len(set(every)) == len(every)
+    every = benchmark.registry.every()
+    assert set(benchmark.registry.SUBSET) < set(every) and len(set(every)) == len(every)
     assert sum(name.startswith("torchvision/") for name in every) == 80
-    assert {name.partition("/")[0] for name in benchmark.SUBSET} == set(benchmark.FAMILIES)
+    assert {name.partition("/")[0] for name in benchmark.registry.SUBSET} == set(benchmark.registry.FAMILIES)
 
 
 def test_a_chain_has_the_nodes_that_it_is_asked_for(benchmark: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""Any architecture: one contract over the registries (`benchmarks/coverage.py` holds them), and models of rare kinds.
+"""Any architecture: one contract over the registries of `benchmarks/coverage_models.py`, and models of rare kinds.
 
 Every commit covers a fixed subset, `SUBSET` of the benchmark, in about 30 seconds on one quiet core. All models, some
 200 in an hour:
@@ -35,9 +35,9 @@ def chosen() -> list[str]:
     if wanted not in ("subset", "all"):
         raise pytest.UsageError(f"POWERHOUSE_COVERAGE is 'subset' or 'all', not {wanted!r}")
     if wanted == "subset":
-        return list(benchmark.SUBSET)
+        return list(benchmark.registry.SUBSET)
     missing = [name for name, package in NEEDS.items() if importlib.util.find_spec(package) is None]
-    return benchmark.every(without=missing) + missing
+    return benchmark.registry.every(without=missing) + missing
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,10 @@ class Unreported(nn.Module):
     ],
 )
 def test_a_model_that_is_not_covered_has_its_reason(model, reason, ghn: Generator, monkeypatch) -> None:
-    case = benchmark.Case(model(), ((torch.ones(2, 3),),), torch.ones(2, 3))
-    monkeypatch.setitem(benchmark.FAMILIES, "bad", benchmark.Family(lambda: ["one"], lambda name: case))
+    case = benchmark.registry.Case(model(), ((torch.ones(2, 3),),), torch.ones(2, 3))
+    monkeypatch.setitem(
+        benchmark.registry.FAMILIES, "bad", benchmark.registry.Family(lambda: ["one"], lambda name: case)
+    )
     assert reason in benchmark.check("bad/one", ghn).reason
 
 
