@@ -1,24 +1,21 @@
 """Contraction while tracing: each operation is folded into the graph as it happens, at constant cost per operand.
 
-A traced tensor carries what it stands for: a `Stream` (it holds the result of a node, perhaps reshaped, pooled or
-activated since), a `Made` (it is computed from parameters alone, such as a standardised weight or an expanded token),
-or nothing (a constant). The rule for an operation turns the marks of its operands into that of its results, and adds
+The rule for an operation turns the marks of its operands (`generators.graph.nodes`) into that of its results, and adds
 a node only for layers and merges.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from generators.graph import operations as ops
-from generators.graph.drafts import POOLED, SCALED, Call, Draft, Made, Mark, Stream, Weights, sources_of, union
-from generators.graph.geometry import layer_attributes, recurrent_stack
+from generators.graph.drafts import POOLED, SCALED, Call, Draft, Made, Mark, Stream, sources_of, union
+from generators.graph.geometry import recurrent_stack
+from generators.graph.nodes import Nodes
 
 
 def _place(values: Tensor) -> int:
@@ -26,78 +23,8 @@ def _place(values: Tensor) -> int:
     return int(values.storage_offset()) if values.stride(-1) == 1 else -1
 
 
-class Builder:
-    """Grows the graph operation by operation.
-
-    Args:
-        shapes: name -> shape of every parameter.
-
-    Attributes:
-        drafts: the nodes so far, in topological order.
-        grid: number of positions of the first input and of its grid axes.
-    """
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.shapes = shapes
-        self.drafts: list[Draft] = []
-        self.grid: tuple[float, int] = (0.0, 1)
-        self._marks: dict[int, Mark] = {}
-        self._alive: list[Tensor] = []  # an id is a name only as long as its object lives
-        self._sequences: dict[int, Tensor] = {}  # inputs of three axes that no layer has consumed yet
-        self._free: dict[tuple[str, ...], int] = {}  # parameters -> their node of kind "parameter"
-
-    # ---- marks ------------------------------------------------------------------------------------------------------
-
-    def mark_of(self, value: Tensor) -> Mark:
-        mark = self._marks.get(id(value))
-        if mark is None and is_functorch_wrapped_tensor(value):
-            return self.mark_of(get_unwrapped(value))
-        return mark
-
-    def mark(self, value: Tensor, mark: Mark) -> None:
-        if is_functorch_wrapped_tensor(value):  # inside torch.vmap: what leaves it is the tensor within
-            self.mark(get_unwrapped(value), mark)
-        if mark is None:
-            self._marks.pop(id(value), None)
-        elif self._marks.get(id(value)) != mark:
-            self._marks[id(value)] = mark
-            self._alive.append(value)
-
-    def parameter(self, value: Tensor, name: str) -> None:
-        """Announce a parameter."""
-        self.mark(value, Made((name,)))
-
-    def input(self, value: Tensor) -> None:
-        """Announce an input: a node of its own. Images and signals are channels-first, vectors channels-only.
-
-        Whether three axes are a signal or a sequence (channels-last) shows when a layer consumes them.
-        """
-        floating = value.is_floating_point()
-        grid = floating and value.ndim >= 3
-        channels = value.shape[1] if grid else value.shape[-1] if floating and value.ndim == 2 else 1
-        draft = Draft("input", (), attributes={"out_channels": channels})
-        draft.place(value, channels)
-        if not self.drafts:
-            self.grid = draft.positions, max(value.ndim - 2, 1) if grid else 1
-        if floating and value.ndim == 3:
-            self._sequences[len(self.drafts)] = value
-        self.drafts.append(draft)
-        self.mark(value, Stream(len(self.drafts) - 1))
-
-    def _orient(self, node: int, kind: str, facts: Mapping[str, Any]) -> None:
-        """Set the channel axis of an input of three axes by the first layer that consumes it."""
-        value = self._sequences.pop(node)
-        last = kind in ("linear", "recurrent") or facts["operation"] in ("layer_norm", "rms_norm")
-        if last and value.shape[-1] == facts["in_channels"]:
-            self.drafts[node].place(value, value.shape[-1])
-            self.drafts[node].attributes["out_channels"] = value.shape[-1]
-            if node == 0:
-                self.grid = self.drafts[0].positions, 1
-
-    def output(self, values: list[Tensor]) -> None:
-        """Announce the outputs: one node that they all feed."""
-        streams = [self._stream(mark) for mark in map(self.mark_of, values) if mark is not None]
-        self.drafts.append(Draft("output", sources_of(streams)))
+class Builder(Nodes):
+    """Grows the graph operation by operation."""
 
     # ---- one operation ----------------------------------------------------------------------------------------------
 
@@ -147,9 +74,9 @@ class Builder:
         if isinstance(mark, Made) and call.base in ops.STANDARDISATION:
             return union(call.marks)
         rest = [pair for place, pair in enumerate(call.pairs) if place != data]
-        streams = [] if mark is None else [self._stream(mark)]
+        streams = [] if mark is None else [self.stream(mark)]
         streams += [other for _, other in rest if isinstance(other, Stream)]
-        return self._add_layer(call, kind, streams, [(v, m) for v, m in rest if isinstance(m, Made)], value)
+        return self.add_layer(call, kind, streams, [(v, m) for v, m in rest if isinstance(m, Made)], value)
 
     def _product(self, call: Call) -> Mark:
         """A product of a stream with parameters is linear; of two streams, attention; of parameters, a parameter."""
@@ -157,7 +84,7 @@ class Builder:
             return union(call.marks)
         if call.made:
             made = sorted(call.made, key=lambda pair: pair[0].ndim < 2)  # addmm has the bias first
-            return self._add_layer(call, "linear", call.streams, made, call.data)
+            return self.add_layer(call, "linear", call.streams, made, call.data)
         if len(call.streams) > 1:
             return self._values_of_attention(call) or self._compared(call)
         return call.streams[0]
@@ -180,7 +107,7 @@ class Builder:
         draft.attributes["operation"] = "scaled_dot_product_attention"
         draft.attributes["values_at"] = _place(call.operands[-1])
         draft.sources = tuple(dict.fromkeys((*draft.sources, values.node)))
-        draft.place(call.result, self._merged_channels(draft, call.result, draft.sources[0]))
+        draft.place(call.result, self.merged_channels(draft, call.result, draft.sources[0]))
         return Stream(scores.node)
 
     def _attention(self, call: Call) -> Mark:
@@ -216,9 +143,9 @@ class Builder:
                 return folded
         elif not always and len(sources_of(streams)) == 1:
             return self._pass(call.base, streams)
-        sources = sources_of([*streams, *(self._stream(mark) for _, mark in call.made)])
+        sources = sources_of([*streams, *(self.stream(mark) for _, mark in call.made)])
         draft = Draft(kind, sources, attributes={"operation": call.base})
-        return self._add(draft, call.result, streams, self._merged_channels(draft, call.result, streams[0].node))
+        return self.add(draft, call.result, streams, self.merged_channels(draft, call.result, streams[0].node))
 
     def _fold(self, call: Call, kind: str, streams: list[Stream]) -> Stream | None:
         """Layers written by hand: `x @ w + b`, and the scale of a normalisation. None if it is neither."""
@@ -229,7 +156,7 @@ class Builder:
         if value.numel() < 2 or not value.numel() == max(value.shape) == draft.channels:
             return None  # not one value per channel
         if kind == "multiply" and any(stream.flags & SCALED for stream in streams):
-            return self._add_layer(call, "normalisation", streams, call.made, call.data)
+            return self.add_layer(call, "normalisation", streams, call.made, call.data)
         by_hand = draft.kind in ("linear", "convolution") or draft.attributes.get("operation") in ops.MULTIPLIES
         if kind == "add" and by_hand and draft.parameters and "bias" not in draft.slots and not stream.flags:
             draft.add_bias(mark.parameters)
@@ -262,10 +189,10 @@ class Builder:
 
         def linear(streams: list[Stream], weights: list[tuple[Tensor, Mark]], data: Tensor) -> list[Stream]:
             made = [(value, mark) for value, mark in weights if isinstance(mark, Made)]
-            return [self._add_layer(call, "linear", streams, made, data, result=data)] if made else streams
+            return [self.add_layer(call, "linear", streams, made, data, result=data)] if made else streams
 
         def streams_of(*keys: str) -> list[Stream]:
-            return [self._stream(mark) for _, mark in marked(*keys) if mark is not None]
+            return [self.stream(mark) for _, mark in marked(*keys) if mark is not None]
 
         query = given["query"]
         if given.get("in_proj_weight") is not None:
@@ -284,7 +211,7 @@ class Builder:
             "values_at": 2 * query.shape[-1],
         }  # fmt: skip
         draft = Draft("attention", sources, attributes=facts)
-        attention = self._add(draft, query, inside, query.shape[-1])
+        attention = self.add(draft, query, inside, query.shape[-1])
         return linear([attention], marked("out_proj_weight", "out_proj_bias"), call.result)[0]
 
     def _recurrent(self, call: Call) -> Mark:
@@ -293,83 +220,11 @@ class Builder:
         weights = [(value, mark) for value in stack.weights if isinstance(mark := self.mark_of(value), Made)]
         size = len(weights) // (stack.layers * stack.directions)
         own = {id(value) for value in stack.weights}
-        streams = [self._stream(mark) for value, mark in call.pairs if mark is not None and id(value) not in own]
+        streams = [self.stream(mark) for value, mark in call.pairs if mark is not None and id(value) not in own]
         for layer in range(stack.layers):
             groups = [weights[(layer * stack.directions + side) * size :][:size] for side in range(stack.directions)]
-            streams = [self._add_layer(call, "recurrent", streams, group, call.operands[0]) for group in groups]
+            streams = [self.add_layer(call, "recurrent", streams, group, call.operands[0]) for group in groups]
             if stack.directions > 1:
                 draft = Draft("concatenate", sources_of(streams), attributes={"operation": call.base})
-                streams = [self._add(draft, call.result, streams, call.result.shape[-1])]
+                streams = [self.add(draft, call.result, streams, call.result.shape[-1])]
         return streams[0]
-
-    # ---- nodes ------------------------------------------------------------------------------------------------------
-
-    def _stream(self, mark: Stream | Made) -> Stream:
-        """The mark as a stream: parameters that meet one become a node of their own, one per set of parameters."""
-        if isinstance(mark, Stream):
-            return mark
-        if mark.parameters not in self._free:
-            names = self._main_first(mark.parameters)
-            shape = self.shapes[names[0]]
-            draft = Draft("parameter", (), names, ("weight", *("gain",) * (len(names) - 1)), shape)
-            draft.channels = shape[-1] if shape else 1
-            draft.positions = math.prod(shape) / max(draft.channels, 1)
-            self.drafts.append(draft)
-            self._free[mark.parameters] = len(self.drafts) - 1
-        return Stream(self._free[mark.parameters])
-
-    def _main_first(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted(names, key=lambda name: -math.prod(self.shapes[name])))
-
-    def _add_layer(
-        self, call: Call, kind: str, streams: list[Stream], made: Weights, data: Tensor, *, result: Tensor | None = None
-    ) -> Stream:
-        """A node that owns parameters: of the operands `made`, the first is the weight.
-
-        Args:
-            call: the operation.
-            kind: of the node.
-            streams: what feeds it.
-            made: its parameter operands.
-            data: the operand that it works on.
-            result: its result, if that is not the one of the operation.
-        """
-        result = call.result if result is None else result
-        slots: dict[str, str] = {}
-        for place, (value, mark) in enumerate(made):
-            bias = place > 0
-            if kind in ("convolution", "linear", "recurrent"):
-                bias = value.ndim < 2 and (place > 0 or call.base in ops.LAYERS)
-            for rank, name in enumerate(self._main_first(mark.parameters)):
-                slots.setdefault(name, "bias" if bias else "gain" if rank else "weight")
-        names = tuple(slots)
-        stored = self.shapes[names[0]]
-        attributes, positions = layer_attributes(kind, call, [value for value, _ in made], data, result, stored)
-        draft = Draft(kind, sources_of(streams), names, tuple(slots.values()), stored, attributes)
-        for node in draft.sources:
-            if node in self._sequences:
-                self._orient(node, kind, attributes)
-        return self._add(draft, result, streams, attributes["out_channels"], positions)
-
-    def _add(
-        self, draft: Draft, result: Tensor, streams: list[Stream], channels: float, positions: float | None = None
-    ) -> Stream:
-        """Append a node whose result is a tensor with that many channels."""
-        draft.place(result, channels)
-        if positions is not None:
-            draft.positions = positions
-        if any(stream.flags & POOLED for stream in streams):
-            draft.attributes["pooled"] = True
-        self.drafts.append(draft)
-        return Stream(len(self.drafts) - 1)
-
-    def _merged_channels(self, draft: Draft, result: Tensor, like: int) -> int:
-        """Channels of a merge: those of source `like`, unless streams are concatenated along the channels."""
-        first = self.drafts[like]
-        if draft.kind == "attention":  # one result per query, whatever the heads
-            return int(result.numel() / max(first.positions, 1))
-        if draft.kind == "concatenate":
-            total = sum(self.drafts[index].channels for index in draft.sources)
-            if result.numel() == total * first.positions:
-                return total
-        return first.channels
