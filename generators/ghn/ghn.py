@@ -29,7 +29,7 @@ from generators.ghn.encoder import make_encoder
 from generators.ghn.mixing import shares
 from generators.ghn.plan import DecodePlan, Group, decode_plan, together
 from generators.ghn.probes import probes
-from generators.ghn.unnormalised import needs_rescaling, rescale
+from generators.ghn.unnormalised import longest_run, needs_rescaling, rescale
 from generators.ghn.writing import storage, write
 from generators.graph import Graph, trace
 from generators.initialiser import Kind, Proposal, Request
@@ -240,8 +240,9 @@ class GHN(Generator):
             for value in weights.values():
                 value[1:] = value[0]
         proposal = self._proposal(plan, request, members, weights)
-        if needs_rescaling(model, graph, plan.matrices):
-            rescale(model, proposal, request, graph)
+        run = longest_run(graph, plan.nodes)
+        if needs_rescaling(model, run):
+            rescale(model, proposal, request, graph, run=run)
         return proposal
 
     def _code_of(self, member: int, members: range, request: Request, plan: DecodePlan) -> Tensor:

@@ -85,9 +85,9 @@ class DecodePlan:
         return sum(len(group.nodes) * math.prod(group.shape) for group in self.groups)
 
     @property
-    def matrices(self) -> int:
-        """How many targets there are."""
-        return sum(len(group.names) for group in self.groups)
+    def nodes(self) -> frozenset[int]:
+        """The nodes of all targets."""
+        return frozenset(node for group in self.groups for node in group.nodes.tolist())
 
     def to(self, device: torch.device) -> DecodePlan:
         """The plan with all of its indices and features on `device`."""

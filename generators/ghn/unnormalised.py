@@ -10,7 +10,7 @@ rescaled; the weights that a GHN is trained with are as it decodes them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +26,35 @@ from generators.inventory import ParameterInfo
 from generators.refining.lsuv import LSUV
 from generators.white_noise import white_noise
 
-DEEP = 5  # so many matrices, and as many more for each normalisation layer, are rescaled
+DEEP = 5  # so many decoded matrices in a row without normalisation are rescaled, and as many more for each of ...
 OUTPUT = 2.0  # a classifier becomes at most so much larger: of few outputs after pooling the spread says little
 LARGEST = 100.0  # a size that would change by more is left alone: something else is odd there
-WITHOUT_WEIGHTS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # then they are no nodes of the graph
+WITHOUT_WEIGHTS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # ... these without, which are no nodes
 
 
-def needs_rescaling(model: nn.Module, graph: Graph, matrices: int) -> bool:
-    """Whether a network of so many decoded matrices has hardly any normalisation."""
-    norms = sum(node.kind == "normalisation" for node in graph.nodes)
-    weightless = (each for each in model.modules() if isinstance(each, WITHOUT_WEIGHTS))
-    norms += sum(next(each.parameters(), None) is None for each in weightless)
-    return matrices >= DEEP * (norms + 1)
+def longest_run(graph: Graph, decoded: Collection[int]) -> int:
+    """The most of the nodes `decoded` in a row, on any way through the graph, without normalisation between them."""
+    runs: list[int] = []
+    for index, node in enumerate(graph.nodes):
+        before = max((runs[source] for source in graph.predecessors[index]), default=0)
+        runs.append(0 if node.kind == "normalisation" else before + (index in decoded))
+    return max(runs, default=0)
+
+
+def needs_rescaling(model: nn.Module, run: int) -> bool:
+    """Whether activations would grow in a network with such a run of decoded matrices, see `longest_run`."""
+    layers = (each for each in model.modules() if isinstance(each, WITHOUT_WEIGHTS))
+    unseen = sum(next(each.parameters(), None) is None for each in layers)
+    return run >= DEEP * (unseen + 1)
+
+
+def _as_in_training(model: nn.Module) -> Replica:
+    """A copy whose batch norms, and only they, are in training mode: new ones have nothing but a batch to go by."""
+    replica = Replica(model, meta=False, training=False)
+    for module in replica.module.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.training = True
+    return replica
 
 
 def _settled(
@@ -56,11 +73,11 @@ def _settled(
     return changed
 
 
-def rescale(model: nn.Module, proposal: Proposal, request: Request, graph: Graph) -> None:
+def rescale(model: nn.Module, proposal: Proposal, request: Request, graph: Graph, *, run: int) -> None:
     """Rescale the values `[M, ...]` of a proposal of M members, and say so in its accounts and notes.
 
     A copy of the model without the user's hooks is run. What is frozen counts as it is. If the copy cannot be run, the
-    proposal stays what it is.
+    proposal stays what it is. `run` is for the note, see `longest_run`.
     """
     example = as_inputs(request.example_inputs) if request.example_inputs is not None else graph.inputs
     written = [info for info in request.inventory if info.trainable and (info.tied_to or info.name) in proposal.values]
@@ -69,7 +86,7 @@ def rescale(model: nn.Module, proposal: Proposal, request: Request, graph: Graph
     reason, settled = "it is not known what real numbers it takes", None
     for inputs in white_noise(example):
         try:
-            replica = Replica(model, meta=False, training=False)
+            replica = _as_in_training(model)
             if any(value.dtype in HALF for value in replica.parameters.values()):
                 replica.module.float()
                 inputs = Inputs(*(map_tensors(single_precision, part) for part in (inputs.args, dict(inputs.kwargs))))
@@ -78,7 +95,7 @@ def rescale(model: nn.Module, proposal: Proposal, request: Request, graph: Graph
             break
         except PowerhouseError as error:
             reason = str(error)
-    why = "this model has hardly any normalisation, without which activations of a GHN's weights grow with depth"
+    why = f"this model has {run} layers in a row without normalisation, where activations of a GHN's weights grow"
     if not settled:
         proposal.notes.append(
             f"{why}, and cannot be run on white noise to rescale them ({reason}); +lsuv does it with data=batches"

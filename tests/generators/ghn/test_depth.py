@@ -75,7 +75,7 @@ def test_every_layer_keeps_its_spread(name: str, make: Callable, dtype: torch.dt
     found = spreads(model.float(), inputs)
     assert min(found) > 0.5 and max(found) < 2, found
     assert len(rescaled(report)) >= LAYERS - 1
-    (note,) = (note for note in report.notes if "hardly any normalisation" in note)
+    (note,) = (note for note in report.notes if "in a row without normalisation" in note)
     assert f"{len(rescaled(report))} of its matrices were rescaled" in note
 
 
@@ -94,7 +94,7 @@ def test_half_precision_is_rounded_once() -> None:
 @pytest.mark.parametrize("name", ["noise-ghn-digits", "core"])
 @pytest.mark.parametrize("make", [perceptron, convnet])
 def test_without_that_activations_grow(name: str, make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ghn, "rescale", lambda *_: None)
+    monkeypatch.setattr(ghn, "rescale", lambda *_, **__: None)
     model, inputs = make()
     generators.init(model, GENERATORS[name](), example_inputs=inputs[:2])
     assert max(spreads(model, inputs)) > 100
@@ -193,7 +193,7 @@ def test_tied_and_computed_layers_are_named() -> None:
     model[4].weight = model[2].weight
     nn.utils.parametrizations.weight_norm(model[6])
     report = generators.init(model, "noise-ghn-digits", example_inputs=inputs[:2])
-    (note,) = (note for note in report.notes if "hardly any normalisation" in note)
+    (note,) = (note for note in report.notes if "in a row without normalisation" in note)
     assert "were not (2.weight, 6." in note and not rescaled(report) & {"2.weight", "4.weight"}
 
 
@@ -224,8 +224,42 @@ class Words(nn.Module):
 )
 def test_what_cannot_be_rescaled_gets_a_note_with_the_way_out(make: Callable, example: Tensor) -> None:
     report = generators.init(make(), "noise-ghn-digits", example_inputs=example)
-    (note,) = (note for note in report.notes if "hardly any normalisation" in note)
+    (note,) = (note for note in report.notes if "in a row without normalisation" in note)
     assert "+lsuv" in note and ("values above 1" in note) == (make is Picky) and not rescaled(report)
+
+
+def test_layers_behind_a_normalised_backbone_keep_their_spread() -> None:
+    """Ten layers with batch norm and ten without: a norm helps what follows it, and not what is far behind."""
+    body, inputs = convnet()
+    layers = list(body)
+    normalised = [
+        part if isinstance(part, nn.ReLU) else nn.Sequential(part, nn.BatchNorm2d(part.out_channels))
+        for part in layers[:20]
+    ]
+    model = nn.Sequential(*normalised, *layers[20:])
+    report = generators.init(model, "noise-ghn-digits", example_inputs=inputs[:2])
+    assert any("9 layers in a row" in note or "10 layers in a row" in note for note in report.notes), report.notes
+    found: list[float] = []
+    behind = [layer for layer in model[20:] if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for layer in behind:
+        layer.register_forward_hook(lambda _, __, output: found.append(output.std().item()))
+    with torch.no_grad():
+        model.train()(inputs)
+    assert len(found) == len(behind) and min(found) > 0.5 and max(found) < 2, found
+
+
+def test_parallel_layers_are_not_in_a_row() -> None:
+    """Twenty branches of one layer each: nothing grows, so nothing is rescaled."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.head = nn.ModuleList(nn.Linear(128, 64) for _ in range(LAYERS)), nn.Linear(64, 10)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.head(sum(layer(inputs) for layer in self.layers) / LAYERS)
+
+    assert not rescaled(generators.init(Branches(), "noise-ghn-digits", example_inputs=torch.zeros(2, 128)))
 
 
 def test_normalised_and_shallow_networks_are_left_alone() -> None:
