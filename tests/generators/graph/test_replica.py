@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import threading
+from collections import OrderedDict, UserDict, defaultdict, deque
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,6 +146,102 @@ def test_parameters_in_the_same_memory_are_tied():
     for layer, part in zip(model, memory.split(16), strict=True):
         layer.weight = nn.Parameter(part.view(4, 4))
     assert trace(model).tied == {} and not any(info.tied_to for info in inventory(model))
+
+
+class Notes:
+    """A cache as many write it: an object of no known class."""
+
+    def __init__(self) -> None:
+        self.last = None
+
+
+class Closed(Notes):
+    """Has a finaliser, which must run once, for the user's object."""
+
+    closed = 0
+
+    def __del__(self) -> None:
+        Closed.closed += 1
+
+
+class Remembering(nn.Module):
+    """Two layers that share a cache, in each of which the second finds what the first has left."""
+
+    def __init__(self, cache):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.first.cache = self.second.cache = cache
+        self.lock, self.end = threading.Lock(), Closed()
+
+    def forward(self, x):
+        write(self.first.cache, self.first(x))
+        return self.second(x) + read(self.second.cache)
+
+
+def write(cache, value):
+    if isinstance(cache, dict | UserDict):
+        cache["last"] = value
+    elif isinstance(cache, deque):
+        cache.append(value)
+    else:
+        cache.last = value
+
+
+def read(cache):
+    if isinstance(cache, dict | UserDict):
+        return cache["last"]
+    return cache[-1] if isinstance(cache, deque) else cache.last
+
+
+@pytest.mark.parametrize(
+    "make", [Notes, SimpleNamespace, deque, dict, UserDict, OrderedDict, partial(defaultdict, list)]
+)
+def test_caches_of_any_class_are_copied_and_stay_shared(make):
+    cache = make()
+    model = Remembering(cache)
+    graph = trace(model)
+    assert graph.unused == () and len(graph) == 5, "both layers meet: what the first wrote, the second read"
+    assert cache == make() if isinstance(cache, dict | UserDict | deque) else getattr(cache, "last", None) is None
+    assert Closed.closed == 0 and not model.lock.locked()
+    del model
+    gc.collect()
+    assert Closed.closed == 1
+    Closed.closed = 0
+
+
+class Bound(nn.Module):
+    """Holds on to itself in a function: a closure, a default, a partial, a method, or compiled."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.norm, self.calls = nn.Linear(4, 4), nn.BatchNorm1d(4), 0
+        self.call = {
+            "closure": lambda: lambda x: self.run(x),
+            "nested": lambda: (lambda inner: lambda x: inner(x))(lambda x: self.run(x)),
+            "default": lambda: lambda x, own=self: own.run(x),
+            "partial": lambda: partial(self.run),
+            "keyword": lambda: partial(lambda x, own: own.run(x), own=self),
+            "method": lambda: self.run,
+            "compiled": lambda: torch.compile(self.run, backend="eager"),
+        }[how]()
+
+    def run(self, x):
+        self.calls += 1
+        return self.norm(self.layer(x))
+
+    def forward(self, x):
+        return self.call(x)
+
+
+@pytest.mark.parametrize("how", ["closure", "nested", "default", "partial", "keyword", "method", "compiled"])
+def test_functions_that_hold_on_to_the_model_run_the_stand_in(how):
+    model = Bound(how)
+    seen = []
+    model.layer.register_forward_hook(lambda *_: seen.append(1))
+    assert trace(model).unused == ()
+    assert model.calls == 0 and seen == [] and int(model.norm.num_batches_tracked) == 0
+    model(torch.ones(3, 4))
+    assert model.calls == 1 and seen == [1] and int(model.norm.num_batches_tracked) == 1
 
 
 class Steered(Restless):
