@@ -32,6 +32,7 @@ from generators.checking import (
 from generators.errors import TraceError
 from generators.initialiser import Initialiser, Kind, Proposal, Request, check_needs, needs_of, resolve
 from generators.inventory import Inventory, Role, inventory
+from generators.parametrised import follow
 from generators.report import InitReport
 from generators.wrappers import outside_names, unwrapped
 
@@ -110,6 +111,8 @@ def writable(
 ) -> tuple[Proposal, Spreads]:  # fmt: skip
     """What of a step's proposal is to be written: running statistics reset, padding empty, protected tensors left out.
 
+    What a weight is computed from (`generators.parametrised`) is set to give that weight.
+
     With it come the spreads of its matrices: taking them is looking at every value, so they also tell what is finite.
 
     Args:
@@ -141,6 +144,8 @@ def writable(
     values = proposal.values if stack else {name: value[None] for name, value in proposal.values.items()}
     measured = matrix_spreads(values, proposal.sources, found)
     check_finite(proposal, tensors, step.name, measured)
+    if step.kind != Kind.REFINING:
+        follow(proposal, model, found, name=step.name, frozen=frozen, stacked=bool(stack))
     return proposal, measured
 
 

@@ -12,16 +12,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from generators.checking import state_tensors
 from generators.errors import TraceError
 from generators.graph.replica import Replica
 from generators.initialiser import Kind, Proposal, Request, register
+from generators.inventory import Inventory
+from generators.parametrised import drawn_part
 from generators.pointwise import HE
 from generators.seeds import isolated, plain_tensors, stream
 from generators.statistics import is_finite
@@ -35,11 +35,18 @@ def _reset(module: nn.Module) -> None:
     next(filter(callable, methods), lambda: None)()
 
 
-def _parametrised(module: nn.Module) -> Iterator[tuple[str, Any, str]]:
-    """Path and owner of every parametrised weight, and what it is called there."""
+def _parametrised(module: nn.Module, found: Inventory, notes: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """Every parametrised weight that can be taken apart, as its layer computes it, by the name of its drawn part."""
     for path, owner in module.named_modules():
         if parametrize.is_parametrized(owner):
-            yield from ((path, owner, leaf) for leaf in owner.parametrizations)
+            for leaf, parts in owner.parametrizations.items():
+                place = f"{path}.parametrizations.{leaf}.".removeprefix(".")
+                one_way = [type(part).__name__ for part in parts if not hasattr(part, "right_inverse")]
+                notes += [
+                    f"torch: {place} cannot be reset: {name} does not implement right_inverse" for name in one_way
+                ]
+                if not one_way and (drawn := drawn_part(parts, place, found)):
+                    yield drawn, getattr(owner, leaf)
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,11 @@ class TorchDefault:
         proposal = Proposal()
         drawn = self._drawn(model, request, proposal.notes)
         for info in request.inventory:
-            value = drawn.pop(info.name, None)
-            if value is None or not value.is_floating_point() or not is_finite(value):
+            value = drawn.get(info.name)
+            if value is None or value.shape != info.shape or not value.is_floating_point() or not is_finite(value):
                 HE.fill(proposal, info, request, because=f"{self.name}: no reset_parameters() sets it")
             else:
                 proposal.values[info.name] = value
-        proposal.values |= drawn
         proposal.sources = {name: self.name for name in proposal.values if name not in proposal.fallbacks}
         return proposal
 
@@ -68,17 +74,16 @@ class TorchDefault:
     def _drawn(self, model: nn.Module, request: Request, notes: list[str]) -> dict[str, Tensor]:
         """Name to value, in float32 on the CPU, NaN where nothing has been drawn.
 
-        Of the buffers those that hold a drawn weight, as the base of `nn.utils.parametrizations.orthogonal` does.
+        A computed weight stands under the name of its drawn part, see `generators.parametrised`.
         """
         try:
             module = Replica(model, meta=False, training=model.training).module.cpu().float()
         except TraceError as error:
             notes.append(f"{self.name}: {error}")
             return {}
-        before = state_tensors(module)
-        with parametrize.cached():  # so that resets write into one tensor, which is then taken apart
-            weights = [(path, owner, leaf, getattr(owner, leaf)) for path, owner, leaf in _parametrised(module)]
-            for value in (*module.parameters(), *(value for *_, value in weights)):
+        with parametrize.cached():  # so that resets write into one tensor
+            weights = dict(_parametrised(module, request.inventory, notes))
+            for value in (*module.parameters(), *weights.values()):
                 if value.is_floating_point():
                     value.fill_(torch.nan)
             for path, part in reversed(list(module.named_modules())):
@@ -87,15 +92,8 @@ class TorchDefault:
                         vars(part)[key] = stream(request.seed, self.name, request.member, path, key)
                 with isolated(request.seed, self.name, request.member, path), self._noting(path, notes):
                     _reset(part)
-        for path, owner, leaf, value in weights:
-            if is_finite(value):
-                with self._noting(path, notes):
-                    owner.parametrizations[leaf].right_inverse(value)
-        buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
-        return {
-            name: value.detach()
-            for name, value in state_tensors(module).items()
-            if name not in buffers or value is not before.get(name)
+        return {name: value.detach() for name, value in module.named_parameters(remove_duplicate=False)} | {
+            name: value.detach() for name, value in weights.items()
         }
 
     @contextlib.contextmanager
