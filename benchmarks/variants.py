@@ -183,6 +183,7 @@ def benchmark(
     json_file: Annotated[Path, tyro.conf.arg(name="json")],
     data: str = "cifar10",
     variants: tuple[str, ...] = tuple(VARIANTS),
+    starts: tuple[str, ...] = (),
     architectures: tuple[str, ...] = UNSEEN,
     seconds: float = 225.0,
     seeds: tuple[int, ...] = (0, 1),
@@ -198,10 +199,11 @@ def benchmark(
         json_file: Where the figures go.
         data: Data set, or the path of an .npz.
         variants: Which ones; He is compared besides.
+        starts: Published generators that are compared too, such as noise-ghn-cifar10-long.
         architectures: What is trained from them, and no GHN is trained on.
         seconds: CPU seconds of each GHN.
         seeds: Of the GHNs; each is judged on a network of its own.
-        rate: Learning rate of the networks that start from a GHN.
+        rate: Learning rate of the networks that start from a GHN or a published generator.
         he_rates: Those of He, of which the best on validation images counts.
         workers: Processes.
         quick: A tiny version on the digits that means nothing.
@@ -228,15 +230,18 @@ def benchmark(
     named = [replace(recipe, architecture=architecture) for architecture in architectures]
     he = tuple(replace(each, lr=lr) for each in named for lr in he_rates)
     trained = configs(variants, base, seconds, out / "steps.json", timed_steps)
-    jobs = [Job("he", seed, None, he, out) for seed in seeds] + [
-        Job(name, seed, replace(config, seed=seed), tuple(replace(each, lr=rate) for each in named), out)
+    generated = tuple(replace(each, lr=rate) for each in named)
+    jobs = [Job("he", seed, None, he, out) for seed in seeds]
+    jobs += [Job(name, seed, None, generated, out) for name in starts for seed in seeds]
+    jobs += [
+        Job(name, seed, replace(config, seed=seed), generated, out)
         for name, config in trained.items()
         for seed in seeds
     ]
     with progress("training GHNs and networks", sum(len(job.recipes) for job in jobs)) as bar:
         for _ in in_processes(jobs, workers=workers, on_tick=bar.advance):
             pass
-    chosen = best_rates([job.folder / "zoo" for job in jobs if job.ghn is None], he)
+    chosen = best_rates([job.folder / "zoo" for job in jobs if job.name == "he"], he)
     found = gathered(jobs, chosen)
     for architecture in architectures:
         (out / f"{architecture}.png").write_bytes(

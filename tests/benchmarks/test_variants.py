@@ -33,7 +33,8 @@ def test_a_tiny_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "step_seconds", lambda config, steps: 0.1 if config.ghn.decoder == "core" else 0.25)
     monkeypatch.setattr(module, "fit", fit)
     study = {
-        "json_file": tmp_path / "figures.json", "quick": True, "variants": ("core", "block"), "seeds": (0, 1),
+        "json_file": tmp_path / "figures.json", "quick": True, "variants": ("core", "block"),
+        "starts": ("orthogonal",), "seeds": (0, 1),
         "architectures": ("vgg-3-w6",), "he_rates": (1e-5, 0.1), "seconds": 1.0, "out": tmp_path,
     }  # fmt: skip
     module.benchmark(**study)
@@ -48,12 +49,12 @@ def test_a_tiny_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             ends.setdefault(found.recipe.lr, []).append(found.metrics[0, -1, found.metric_names.index("test_accuracy")])
     with (out / "curves.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {(row["start"], row["lr"]) for row in rows} == {("he", "0.1"), ("core", "0.1")}, "1e-5 learns nothing"
+    assert {(row["start"], row["lr"]) for row in rows} == {("he", "0.1"), ("core", "0.1"), ("orthogonal", "0.1")}
     last = max(int(row["step"]) for row in rows)
     assert figures[f"vgg-3-w6/he/0.1/accuracy_{last}"] == pytest.approx(sum(ends[0.1]) / 2)
     shown = [float(row["test_accuracy"]) for row in rows if row["start"] == "he" and int(row["step"]) == last]
     assert shown == pytest.approx(ends[0.1], abs=1e-4)
-    assert (out / "variants.md").read_text().count("| vgg-3-w6 |") == 2 and (out / "vgg-3-w6.png").exists()
+    assert (out / "variants.md").read_text().count("| vgg-3-w6 |") == 3 and (out / "vgg-3-w6.png").exists()
     times = (out / "core-0" / "cpu_seconds.json").read_text()
     monkeypatch.setattr(module, "step_seconds", None)  # what was timed is not timed again
     module.benchmark(**study)
