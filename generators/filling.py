@@ -201,8 +201,9 @@ def init(
         model: any module with parameters. One that is compiled or spread over devices, as a whole or in parts, is
             filled as it would be without these wrappers.
         spec: a chain of names such as `"he"`, `"noise-ghn-digits"`, `"orthogonal+lsuv"`; or an initialiser object.
-        seed: root seed; the same (spec, model, seed, member) gives bit-identical weights. The global random state is
-            neither used nor changed.
+        seed: root seed; the same (spec, model, seed, member) gives bit-identical weights on one machine, those of a GHN
+            with one number of threads (another moves them by rounding). The global random state is neither used nor
+            changed.
         member: index in the population named by `seed`.
         data: batches `(inputs, targets)` for steps that need data.
         loss: `loss(outputs, targets) -> scalar` for steps that need one.

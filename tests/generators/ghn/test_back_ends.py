@@ -11,6 +11,7 @@ from torch import nn
 
 from generators import load, save
 from generators.errors import UnknownNameError
+from generators.ghn import ghn as module
 from generators.ghn.codes import member_noise
 from generators.ghn.config import GHNConfig
 from generators.ghn.decoder import DECODERS, Decoder, DecoderSettings, make_decoder
@@ -145,8 +146,12 @@ def test_members_differ_if_and_only_if_there_is_a_code_or_an_anchor(encoder, dec
 
 @both
 @pytest.mark.parametrize("anchor", [0.0, 0.6])
-def test_spread_is_that_of_he_within_the_bound(encoder, decoder, anchor):
-    """Within a factor of `gain_bound` = 2; the decoder whose spread is free starts within it too."""
+def test_spread_is_that_of_he_within_the_bound(encoder, decoder, anchor, monkeypatch):
+    """Within a factor of `gain_bound` = 2; the decoder whose spread is free starts within it too.
+
+    As decoded: the model has five layers in a row without normalisation, which would be rescaled.
+    """
+    monkeypatch.setattr(module, "rescale", lambda *_, **__: None)
     made, model = ghn(encoder, decoder, anchor=anchor), Everything()
     states = made.sample(model, 1, example_inputs=EXAMPLE)
     for found in made.plan(model, EXAMPLE).groups:
