@@ -1,25 +1,22 @@
 """Fit a graph hypernetwork on the networks that it generates, over many architectures.
 
-What for, `train_generators.objectives` says; `train_generators.ghn_step` makes one step. Every step takes its random
-streams from (seed, step), so a training that was killed goes on from its last state and ends with the same bits.
+What for, `train_generators.objectives` says; `train_generators.ghn_training` makes the steps. Every step takes its
+random streams from (seed, step), so a training that was killed goes on from its last state and ends with the same bits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from collect.data import ImageSet, load
 from collect.durable import durable
@@ -29,47 +26,16 @@ from generators.commandline import progress
 from generators.errors import CheckpointError, ConfigError
 from generators.ghn.ghn import GHN
 from train_generators.architectures import resolve
-from train_generators.ghn_config import DETERMINISTIC, NOISE, GHNTrainingConfig, facts
-from train_generators.ghn_step import gradients
+from train_generators.ghn_config import DETERMINISTIC, NOISE, GHNTrainingConfig
+from train_generators.ghn_training import Training, keep, optimise, prepare, rate, resume
 from train_generators.judging import figures, models, table, variety, zero_shot
-from train_generators.objectives import Teachers
 from train_generators.processes import Device, join
-from train_generators.subject import ImageStream, Subject
 from train_generators.tracking import Track, Tracker
-from train_generators.training_state import load_state, save_state
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 log = logging.getLogger(__name__)
-
-
-def _rate(config: GHNTrainingConfig, step: int) -> float:
-    warm = min(1.0, (step + 1) / max(config.warm_up * config.steps, 1.0))
-    return config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-
-
-def _first(config: GHNTrainingConfig, classes: int) -> GHN:
-    """The GHN before its first step: a new one, or the one to start from.
-
-    Raises:
-        ConfigError: the one to start from does not fit the configuration or the data.
-    """
-    if not config.start:
-        return GHN(dataclasses.replace(config.ghn, classes=classes, seed=config.seed), name=config.name)
-    ghn = checkpoint.load(config.start)
-    if not isinstance(ghn, GHN):
-        raise ConfigError(f"start: {config.start} holds a {ghn.kind_name}, not a GHN")
-    if config.ghn not in (DETERMINISTIC.ghn, NOISE.ghn):
-        raise ConfigError(f"start: the shape of the GHN comes with {config.start}; leave --ghn.* alone")
-    if ghn.config.classes != classes:
-        raise ConfigError(
-            f"start: {config.start} makes classifiers of {ghn.config.classes} classes, the data set has {classes}"
-        )
-    if config.cosine_weight and ghn.kind_name == "ghn":
-        raise ConfigError(f"start: members of {config.start} are equal, so there is no cosine; --cosine-weight 0")
-    ghn.name = config.name
-    return ghn.train()
 
 
 def _judge(ghn: GHN, config: GHNTrainingConfig, images: ImageSet) -> dict[str, Any]:
@@ -87,6 +53,58 @@ def _warn_of_collapse(ghn: GHN) -> None:
         checkpoint.check_spectrum(ghn)
     except CheckpointError as error:
         log.warning("if nothing changes, it will not be saved: %s", error)
+
+
+def _warn_of_other_data(zoo: Zoo | None, config: GHNTrainingConfig, images: ImageSet) -> None:
+    if zoo is not None and (others := {str(run["data"]) for run in zoo.runs} - {images.name, config.data}):
+        log.warning(
+            "the networks of the zoo were trained on %s, the image loss is that of %s: is --data right?",
+            ", ".join(sorted(others)), images.name,
+        )  # fmt: skip
+
+
+def _line(recent: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over steps of the parts of the loss, and of the loss itself where it is not the one cross-entropy."""
+    means = {name: sum(values[name] for values in recent) / len(recent) for name in recent[-1]}
+    if means.keys() == {"loss", "cross_entropy"}:
+        del means["loss"]
+    return means
+
+
+@contextlib.contextmanager
+def _recorded(training: Training, *, track: Track, project: str, resumed_at: int | None) -> Iterator[Tracker | None]:
+    """The log of the training, beside its resolved configuration; None in a process that does not write."""
+    if not training.writes:
+        yield None
+        return
+    config, folder = training.config, training.state.parent
+    with durable(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(asdict(config), indent=1, sort_keys=True, default=str))
+    with Tracker(folder, track=track, project=project, config=training.card, resumed_at=resumed_at) as tracker:
+        yield tracker
+
+
+def _record(training: Training, tracker: Tracker, done: int, recent: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Evaluate, log and save where the configuration says so; the losses that are still to be logged."""
+    config = training.config
+    last = done == config.steps
+    values = _judge(training.ghn, config, training.images) if done % config.evaluate_every == 0 or last else {}
+    if values and not last:
+        _warn_of_collapse(training.ghn)
+    if done % config.log_every == 0 or values:
+        tracker.log(done, **_line(recent), lr=rate(config, done - 1), **values)
+        recent = []
+    if done % config.save_every == 0 or last:
+        keep(training, done, recent)
+    return recent
+
+
+def _save(training: Training, out: str | Path) -> None:
+    """The checkpoint, with the figures that are measured now."""
+    ghn, config, images = training.ghn, training.config, training.images
+    ghn.card = training.card | figures(ghn, config.held_out, config.architectures, images)
+    examined = models((*config.architectures, *config.held_out), images)
+    checkpoint.save(ghn.cpu().eval(), out, examined=examined)
 
 
 def fit(
@@ -134,111 +152,24 @@ def fit(
     if images is None:
         images = load(config.data, root=config.data_root)
     config = resolve(config, opened, images)
-    if opened is not None and (others := {str(run["data"]) for run in opened.runs} - {images.name, config.data}):
-        log.warning(
-            "the networks of the zoo were trained on %s, the image loss is that of %s: is --data right?",
-            ", ".join(sorted(others)), images.name,
-        )  # fmt: skip
-    ghn = _first(config, len(images.classes)).to(fabric.device)
-    start_digest, ghn.digest = ghn.digest, ""  # what is trained on is no longer what was loaded
-    if config.ghn.met:
-        raise ConfigError("ghn.met is what a training finds out; leave it alone")
-    met = ghn.config.met
-    ghn.config = dataclasses.replace(ghn.config, met=())  # all that it is trained on is decoded
-    config = dataclasses.replace(config, ghn=ghn.config)
-    subjects = [
-        Subject(name, ghn, images, draws=config.draws, autocast=fabric.autocast) for name in config.architectures
-    ]
-    widest = max(group.outputs for subject in subjects for group in subject.plan.groups)
-    if met or not config.start:  # else what it had met before is not known
-        met = tuple(sorted({*met, *(sort for subject in subjects for sort in subject.sorts)}))
-    ghn.config = dataclasses.replace(ghn.config, widest=max(widest, ghn.config.widest), met=met)
-    held: dict[str, Any] = {"ghn": ghn}
-    groups: list[dict[str, Any]] = [{"params": list(ghn.parameters())}]
-    teachers = None
-    if config.objective.zoo:
-        if opened is None:
-            raise ConfigError("objective.zoo needs the networks of a zoo: give one with --zoo")
-        teachers = Teachers(opened, subjects, images, code=ghn.config.code).to(fabric.device)
-        groups.append({"params": list(teachers.parameters()), "weight_decay": 0.0})  # their prior pulls them to 0
-        held["teachers"] = teachers
-    held["optimiser"] = optimiser = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-    card = facts(config, images, start_digest=start_digest, zoo=teachers.digest if teachers else None)
-    fingerprint = hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
-    folder = Path(out) / "training"
-    done, recent = _resume(folder / "state.safetensors", fingerprint, held)
-    source = ImageStream(
-        images, batch_size=config.batch_size, augmentation=config.augmentation, seed=config.seed, device=fabric.device
-    )  # fmt: skip
-    followed = "cross_entropy" if config.objective.images else "loss"
-    first = fabric.is_global_zero  # the process that writes
+    _warn_of_other_data(opened, config, images)
+    training = prepare(config, Path(out) / "training" / "state.safetensors", zoo=opened, images=images, fabric=fabric)
+    done, recent = resume(training)
     with contextlib.ExitStack() as stack:
         advance = on_step or (lambda amount: None)
-        if first:
-            if not done:
-                with durable(folder / "config.json") as temporary:
-                    temporary.write_text(json.dumps(asdict(config), indent=1, sort_keys=True, default=str))
-            tracker = Tracker(folder, track=track, project=project, config=card, resumed_at=done or None)
-            stack.enter_context(tracker)
-            if not (quiet or on_step):
-                advance = stack.enter_context(progress(f"training {config.name}", config.steps)).advance
+        tracker = stack.enter_context(_recorded(training, track=track, project=project, resumed_at=done or None))
+        if training.writes and not (quiet or on_step):
+            advance = stack.enter_context(progress(f"training {config.name}", config.steps)).advance
         advance(done)
         for step in range(done, config.steps):
-            for group in optimiser.param_groups:
-                group["lr"] = _rate(config, step)
-            optimiser.zero_grad()
-            loss, parts = gradients(fabric, ghn, subjects, config, source, step, teachers)
-            nn.utils.clip_grad_norm_(ghn.parameters(), config.clip_norm)
-            if not math.isfinite(loss):
-                raise ConfigError(
-                    f"{config.name}: the loss is not finite at step {step}; lower --lr (now {config.lr}) and give "
-                    "another --out, since this one holds the state of this training"
-                )
-            optimiser.step()
-            recent.append(parts.pop(followed, loss))
+            recent.append(optimise(training, step))
             advance(1)
-            last = step + 1 == config.steps
-            if not first:
-                continue
-            values = _judge(ghn, config, images) if (step + 1) % config.evaluate_every == 0 or last else {}
-            if values and not last:
-                _warn_of_collapse(ghn)
-            if (step + 1) % config.log_every == 0 or values:
-                tracker.log(
-                    step + 1, **{followed: sum(recent) / len(recent)}, lr=_rate(config, step), **parts, **values
-                )
-                recent = []
-            if (step + 1) % config.save_every == 0 or last:
-                save_state(
-                    folder / "state.safetensors", {name: each.state_dict() for name, each in held.items()},
-                    {"step": step + 1, "fingerprint": fingerprint, "recent": recent},
-                )  # fmt: skip
-    if first:
-        ghn.card = card | figures(ghn, config.held_out, config.architectures, images)
-        examined = models((*config.architectures, *config.held_out), images)
-        checkpoint.save(ghn.cpu().eval(), out, examined=examined)
+            if tracker is not None:
+                recent = _record(training, tracker, step + 1, recent)
+    if training.writes:
+        _save(training, out)
     fabric.barrier()
-    return ghn.cpu().eval()
-
-
-def _resume(path: Path, fingerprint: str, held: dict[str, Any]) -> tuple[int, list[float]]:
-    """Load the saved state into what is `held`; the steps done, and their losses since the last line of the log.
-
-    Raises:
-        ConfigError: the state belongs to another configuration or data set.
-    """
-    if not path.exists():
-        return 0, []
-    tensors, meta = load_state(path)
-    if meta["fingerprint"] != fingerprint:
-        raise ConfigError(
-            f"{path.parent.parent} holds a training with another configuration or data set; "
-            f"choose another folder, or delete {path} to start again"
-        )
-    for name, each in held.items():
-        each.load_state_dict(tensors[name])
-    log.info("going on from step %d", meta["step"])
-    return meta["step"], meta["recent"]
+    return training.ghn.cpu().eval()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,212 @@
+"""The training of a GHN as a whole: what its steps work on, one step of the optimiser, and the state that is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from collect.data import ImageSet
+from collect.zoo import Zoo
+from generators import checkpoint
+from generators.errors import ConfigError
+from generators.ghn.ghn import GHN
+from train_generators.ghn_config import DETERMINISTIC, NOISE, GHNTrainingConfig, facts
+from train_generators.ghn_step import gradients
+from train_generators.objectives import Teachers
+from train_generators.subject import ImageStream, Subject
+from train_generators.training_state import load_state, save_state
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the steps of a training work on.
+
+    Attributes:
+        config: with all that the zoo, the data and the start decide.
+        fabric: processes, device and precision.
+        images: the data set.
+        ghn: what is trained.
+        subjects: the architectures.
+        teachers: the networks of a zoo, if they are fitted.
+        optimiser: of the GHN and of the codes of the teachers.
+        source: the batches of images.
+        card: see `facts`.
+        state: file of the saved state.
+    """
+
+    config: GHNTrainingConfig
+    fabric: Fabric
+    images: ImageSet
+    ghn: GHN
+    subjects: list[Subject]
+    teachers: Teachers | None
+    optimiser: torch.optim.Optimizer
+    source: ImageStream
+    card: dict[str, Any]
+    state: Path
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """What a saved state holds, by name."""
+        codes = {"teachers": self.teachers} if self.teachers else {}
+        return {"ghn": self.ghn, **codes, "optimiser": self.optimiser}
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.fabric.is_global_zero
+
+
+def rate(config: GHNTrainingConfig, step: int) -> float:
+    """The learning rate of a step."""
+    warm = min(1.0, (step + 1) / max(config.warm_up * config.steps, 1.0))
+    return config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def _first(config: GHNTrainingConfig, classes: int) -> GHN:
+    """The GHN before its first step: a new one, or the one to start from.
+
+    Raises:
+        ConfigError: the one to start from does not fit the configuration or the data.
+    """
+    if not config.start:
+        return GHN(dataclasses.replace(config.ghn, classes=classes, seed=config.seed), name=config.name)
+    ghn = checkpoint.load(config.start)
+    if not isinstance(ghn, GHN):
+        raise ConfigError(f"start: {config.start} holds a {ghn.kind_name}, not a GHN")
+    if config.ghn not in (DETERMINISTIC.ghn, NOISE.ghn):
+        raise ConfigError(f"start: the shape of the GHN comes with {config.start}; leave --ghn.* alone")
+    if ghn.config.classes != classes:
+        raise ConfigError(
+            f"start: {config.start} makes classifiers of {ghn.config.classes} classes, the data set has {classes}"
+        )
+    if config.cosine_weight and ghn.kind_name == "ghn":
+        raise ConfigError(f"start: members of {config.start} are equal, so there is no cosine; --cosine-weight 0")
+    ghn.name = config.name
+    return ghn.train()
+
+
+def _acquaint(ghn: GHN, subjects: list[Subject], met: tuple[str, ...] | None) -> None:
+    """Note in the GHN what it meets in the training, besides the sorts of layers it had `met`; None if not known."""
+    widest = max(group.outputs for subject in subjects for group in subject.plan.groups)
+    if met is not None:
+        met = tuple(sorted({*met, *(sort for subject in subjects for sort in subject.sorts)}))
+    ghn.config = dataclasses.replace(ghn.config, widest=max(widest, ghn.config.widest), met=met or ())
+
+
+def _teachers(
+    config: GHNTrainingConfig, ghn: GHN, subjects: list[Subject], zoo: Zoo | None, images: ImageSet
+) -> Teachers | None:
+    if not config.objective.zoo:
+        return None
+    if zoo is None:
+        raise ConfigError("objective.zoo needs the networks of a zoo: give one with --zoo")
+    return Teachers(zoo, subjects, images, code=ghn.config.code).to(ghn.device)
+
+
+def _optimiser(config: GHNTrainingConfig, ghn: GHN, teachers: Teachers | None) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = [{"params": list(ghn.parameters())}]
+    if teachers is not None:
+        groups.append({"params": list(teachers.parameters()), "weight_decay": 0.0})  # their prior pulls them to 0
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def prepare(config: GHNTrainingConfig, state: Path, *, zoo: Zoo | None, images: ImageSet, fabric: Fabric) -> Training:
+    """All that a training needs before its first step. Nothing is written.
+
+    Args:
+        config: with its architectures by name.
+        state: file of the saved state.
+        zoo: the networks of `objective.zoo`.
+        images: the data set.
+        fabric: processes, device and precision.
+
+    Raises:
+        ConfigError: the start or the zoo does not fit the configuration or the data.
+    """
+    ghn = _first(config, len(images.classes)).to(fabric.device)
+    start_digest, ghn.digest = ghn.digest, ""  # what is trained on is no longer what was loaded
+    if config.ghn.met:
+        raise ConfigError("ghn.met is what a training finds out; leave it alone")
+    met = None if config.start and not ghn.config.met else ghn.config.met
+    ghn.config = dataclasses.replace(ghn.config, met=())  # all that it is trained on is decoded
+    config = dataclasses.replace(config, ghn=ghn.config)
+    subjects = [
+        Subject(name, ghn, images, draws=config.draws, autocast=fabric.autocast) for name in config.architectures
+    ]
+    _acquaint(ghn, subjects, met)
+    teachers = _teachers(config, ghn, subjects, zoo, images)
+    source = ImageStream(
+        images, batch_size=config.batch_size, augmentation=config.augmentation, seed=config.seed, device=fabric.device
+    )  # fmt: skip
+    card = facts(config, images, start_digest=start_digest, zoo=teachers.digest if teachers else None)
+    optimiser = _optimiser(config, ghn, teachers)
+    return Training(config, fabric, images, ghn, subjects, teachers, optimiser, source, card, state)
+
+
+def optimise(training: Training, step: int) -> dict[str, float]:
+    """One step of the optimiser; the loss and its parts before it.
+
+    Raises:
+        ConfigError: the loss is not finite.
+    """
+    config, optimiser = training.config, training.optimiser
+    for group in optimiser.param_groups:
+        group["lr"] = rate(config, step)
+    optimiser.zero_grad()
+    loss, parts = gradients(
+        training.fabric, training.ghn, training.subjects, config, training.source, step, training.teachers
+    )
+    nn.utils.clip_grad_norm_(training.ghn.parameters(), config.clip_norm)
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"{config.name}: the loss is not finite at step {step}; lower --lr (now {config.lr}) and give "
+            "another --out, since this one holds the state of this training"
+        )
+    optimiser.step()
+    return {"loss": loss, **parts}
+
+
+def _fingerprint(training: Training) -> str:
+    return hashlib.sha256(json.dumps(training.card, sort_keys=True).encode()).hexdigest()
+
+
+def keep(training: Training, done: int, recent: list[dict[str, float]]) -> None:
+    """Save the state after `done` steps, with the losses since the last line of the log."""
+    tensors = {name: each.state_dict() for name, each in training.held.items()}
+    save_state(training.state, tensors, {"step": done, "fingerprint": _fingerprint(training), "recent": recent})
+
+
+def resume(training: Training) -> tuple[int, list[dict[str, float]]]:
+    """Load the saved state if there is one; the steps done, and the losses since the last line of the log.
+
+    Raises:
+        ConfigError: the state belongs to another configuration or data set.
+    """
+    path = training.state
+    if not path.exists():
+        return 0, []
+    tensors, meta = load_state(path)
+    if meta["fingerprint"] != _fingerprint(training):
+        raise ConfigError(
+            f"{path.parent.parent} holds a training with another configuration or data set; "
+            f"choose another folder, or delete {path} to start again"
+        )
+    for name, each in training.held.items():
+        each.load_state_dict(tensors[name])
+    log.info("going on from step %d", meta["step"])
+    return meta["step"], meta["recent"]
