@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 from collect.durable import durable
 from generators.checkpoint import load, save
 from generators.errors import ConfigError
+from generators.initialiser import list_initialisers
 from generators.published import index_entry, index_path
 
 log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 def publish(checkpoint: str | Path, name: str, *, into: Path | None = None) -> Path:
@@ -31,11 +35,16 @@ def publish(checkpoint: str | Path, name: str, *, into: Path | None = None) -> P
 
     Raises:
         CheckpointError: `checkpoint` is none, or is damaged.
-        ConfigError: the name would read as a chain or a path.
+        ConfigError: the name would read as a chain, a path or a flag, or is that of another initialiser.
     """
-    if not name or set("+/@: ") & set(name):
-        raise ConfigError(f"a published name must not be empty or hold any of '+/@: ', got {name!r}")
     index = index_path() if into is None else into / "index.json"
+    if not _NAME.fullmatch(name) or name == index.name:
+        raise ConfigError(
+            "a published name has lower-case letters, digits and ._- after a first letter or digit, such as "
+            f"noise-ghn-digits, got {name!r}"
+        )
+    if name in {info.name for info in list_initialisers() if "checkpoint" not in info.needs}:
+        raise ConfigError(f"{name!r} is a registered initialiser, which that name would still mean; choose another")
     generator = load(checkpoint)
     generator.name = name
     folder = save(generator, index.parent / name)
