@@ -14,8 +14,9 @@ from collect.data import ImageSet
 from generators.errors import ConfigError
 from generators.ghn.config import GHNConfig
 from generators.ghn.ghn import GHN
+from generators.statistics import measure
 from train_generators import cli
-from train_generators.judging import figures, zero_shot
+from train_generators.judging import figures, variety, zero_shot
 
 SMALL = GHNConfig(hidden=16, heads=2, layers=1, rank=8, cells=8, width=8, anchor=0.5, code=4)
 NAME = "mlp-1-w16"
@@ -47,6 +48,27 @@ def test_accuracy_and_disagreement_by_hand(images: ImageSet) -> None:
     assert found["accuracy"] == pytest.approx(sum(right) / 3, abs=0.004)
     apart = [(votes[i] != votes[j]).float().mean().item() for i, j in ((0, 1), (0, 2), (1, 2))]
     assert found["disagreement"] == pytest.approx(sum(apart) / 3, abs=0.004)
+
+
+def test_variety_takes_query_key_and_value_apart(images: ImageSet) -> None:
+    """Against the matrices one by one, those of a projection to all three cut by hand."""
+    ghn = GHN(SMALL)
+    module = build("vit-1-w16", shape=images.shape, classes=10)
+    example = torch.zeros(1, *images.shape)
+    plan = ghn.plan(module, example)
+    values = ghn.sample(module, 1, example_inputs=example)
+    rows, cut = [], 0
+    for group in plan.groups:
+        for name in dict.fromkeys(group.names):
+            value = values[name][0]
+            parts = value.split(16) if value.shape == (48, 16) else [value]
+            cut += len(parts) == 3
+            rows += [measure(part, group.target_std) for part in parts]
+    assert cut == 1
+    found = variety(ghn, "vit-1-w16", images)
+    assert found["least_stable_rank"] == pytest.approx(min(row.stable_rank for row in rows if row.rank_limit > 1))
+    assert found["least_std_ratio"] == pytest.approx(min(row.std_ratio for row in rows))
+    assert found["greatest_std_ratio"] == pytest.approx(max(row.std_ratio for row in rows))
 
 
 def test_the_command_measures_again_and_keeps_the_weights(
