@@ -50,6 +50,12 @@ class Pool:
                 raise ConfigError(f"pool: {field} are the smallest and the largest, at least 1, got {low} {high}")
         if self.count < 1:
             raise ConfigError(f"pool: count must be at least 1, got {self.count}")
+        bounds = (tuple(self.depths), tuple(self.widths), self.count)
+        if not self.families and bounds != (Pool.depths, Pool.widths, Pool.count):
+            raise ConfigError(
+                "pool: depths, widths and count are of architectures drawn from families, and there are none; give "
+                "--pool.families resnet vgg, or leave --pool.* alone"
+            )
 
     def draw(self, images: ImageSet, *, seed: int) -> tuple[str, ...]:
         """`count` different architectures that take `images`, the same ones for a seed."""
@@ -83,6 +89,8 @@ def resolve(config: GHNTrainingConfig, zoo: Zoo | None, images: ImageSet) -> GHN
         ConfigError: nothing is left to train on, or an architecture cannot take the images.
     """
     pool = config.pool
+    if config.mix_zoo and zoo is None:
+        raise ConfigError("mix_zoo adds the architectures of a zoo; give one with --zoo, or leave --mix-zoo out")
     found = set(pool.draw(images, seed=config.seed))
     if pool.families and not found:
         raise ConfigError(
@@ -100,6 +108,11 @@ def resolve(config: GHNTrainingConfig, zoo: Zoo | None, images: ImageSet) -> GHN
             if others
             else "no architectures to train on; name some (--architectures resnet-8-w8 vgg-3-w8), draw some "
             "(--pool.families resnet vgg) or give a --zoo"
+        )
+    if config.hold_out and not found:
+        raise ConfigError(
+            "hold_out is a share of the architectures that are drawn or taken from a zoo, and all are named; draw some "
+            "(--pool.families resnet vgg), add those of a --zoo (--mix-zoo), or leave --hold-out at 0"
         )
     every = (*dict.fromkeys(config.held_out), *sorted(held))
     for name in (*trained, *every):  # one that does not fit the images is found now, not at the first evaluation

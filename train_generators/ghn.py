@@ -138,7 +138,8 @@ def fit(
         The GHN, on the CPU and in evaluation mode.
 
     Raises:
-        ConfigError: nothing to train on, fewer units in a step than processes, or `out` holds another training.
+        ConfigError: nothing to train on, settings that would be ignored, fewer units in a step than processes, `out`
+            holds another training, or the loss or its gradient is not finite.
         DataError: the data set is not there.
         CheckpointError: what was trained has collapsed: a matrix for one of its architectures has hardly any rank.
     """

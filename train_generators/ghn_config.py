@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +25,12 @@ class GHNTrainingConfig:
             of the zoo.
         held_out: Architectures that are evaluated, on validation images, and never trained on.
         pool: Architectures drawn from families, on top of the named ones.
-        mix_zoo: Those of the zoo come on top of the named and drawn ones.
+        mix_zoo: Those of the --zoo come on top of the named and drawn ones.
         hold_out: Share of the drawn ones and of those of the zoo that is held out, chosen by a hash of their names.
         data: Data set, see `collect.data.load`.
         data_root: Where torchvision sets lie.
         start: Checkpoint of a GHN that is trained on, with this data and objective: a published name or a folder. Its
-            shape is kept, so leave --ghn.* alone; its anchor is there from the first step.
+            shape is kept, so leave --ghn.*, --encoder and --decoder alone; its anchor is there from the first step.
         steps: Optimiser steps.
         meta_batch: Architectures per step, a batch of images each, over whose losses the mean is taken. Processes that
             `torchrun` starts share them.
@@ -88,10 +89,9 @@ class GHNTrainingConfig:
             raise ConfigError(f"{sorted(both)} are both trained on and held out; take them out of one list")
         if not 0 <= self.hold_out < 1:
             raise ConfigError(f"hold_out is a share, at least 0 and less than 1, got {self.hold_out}")
-        if min(self.steps, self.meta_batch, self.draws, self.evaluate_every, self.save_every) < 1:
-            raise ConfigError("steps, meta_batch, draws, evaluate_every and save_every must be at least 1")
-        if min(self.log_every, self.clip_norm, self.lr) <= 0:
-            raise ConfigError("log_every, lr and clip_norm must be above 0")
+        if min(self.steps, self.meta_batch, self.draws, self.log_every, self.evaluate_every, self.save_every) < 1:
+            raise ConfigError("steps, meta_batch, draws, log_every, evaluate_every and save_every must be at least 1")
+        self._check_recipe()
         if self.batch_size < 2:
             raise ConfigError("batch_size must be at least 2: batch norm divides by the spread of a batch")
         if self.cosine_weight and not self.objective.images:
@@ -100,6 +100,19 @@ class GHNTrainingConfig:
             raise ConfigError("cosine_weight needs draws of 2 or more, and an anchor or a code so that they differ")
         for name in (*self.architectures, *self.held_out):
             parse(name)  # a wrong name is found now, not at the first evaluation
+
+    def _check_recipe(self) -> None:
+        """Numbers of the optimiser, written so that a NaN fails too."""
+        if not (0 < self.lr < math.inf and self.clip_norm > 0):
+            raise ConfigError(f"lr must be a number above 0 and clip_norm above 0, got {self.lr} and {self.clip_norm}")
+        for name in ("weight_decay", "cosine_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
+        for name in ("warm_up", "anchor_warm_up"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a share of the steps, from 0 to 1, got {getattr(self, name)}")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ConfigError(f"seed must fit into 64 bits, as torch has it, got {self.seed}")
 
 
 DETERMINISTIC = GHNTrainingConfig()

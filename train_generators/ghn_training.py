@@ -18,6 +18,7 @@ from collect.data import ImageSet
 from collect.zoo import Zoo
 from generators import checkpoint
 from generators.errors import ConfigError
+from generators.ghn.config import GHNConfig
 from generators.ghn.ghn import GHN
 from train_generators.ghn_config import DETERMINISTIC, NOISE, GHNTrainingConfig, facts
 from train_generators.ghn_step import gradients
@@ -84,12 +85,20 @@ def _first(config: GHNTrainingConfig, classes: int) -> GHN:
         ConfigError: the one to start from does not fit the configuration or the data.
     """
     if not config.start:
+        for name, given, own, way_out in (
+            ("seed", config.ghn.seed, config.seed, "give --seed"),
+            ("classes", config.ghn.classes, classes, "the data set decides"),
+        ):
+            if given not in (getattr(GHNConfig, name), own):
+                raise ConfigError(f"ghn.{name} is {given}, but the GHN gets {own}: leave --ghn.{name} alone, {way_out}")
         return GHN(dataclasses.replace(config.ghn, classes=classes, seed=config.seed), name=config.name)
     ghn = checkpoint.load(config.start)
     if not isinstance(ghn, GHN):
         raise ConfigError(f"start: {config.start} holds a {ghn.kind_name}, not a GHN")
     if config.ghn not in (DETERMINISTIC.ghn, NOISE.ghn):
-        raise ConfigError(f"start: the shape of the GHN comes with {config.start}; leave --ghn.* alone")
+        raise ConfigError(
+            f"start: the shape of the GHN comes with {config.start}; leave --ghn.*, --encoder and --decoder alone"
+        )
     if ghn.config.classes != classes:
         raise ConfigError(
             f"start: {config.start} makes classifiers of {ghn.config.classes} classes, the data set has {classes}"

@@ -15,6 +15,7 @@ that were trained.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ from generators.errors import ConfigError
 from train_generators.subject import Subject
 
 GROWTH = 0.8  # share of the training over which k grows to the horizon
+PARTS = {"horizon": "adapted", "inner_lr": "adapted", "inner_momentum": "adapted", "prior": "zoo"}
+"""Settings that only one of the objectives reads."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,22 @@ class Objective:
     prior: float = 1e-3
 
     def __post_init__(self) -> None:
-        if min(self.images, self.adapted, self.zoo, self.prior) < 0 or not self.images + self.adapted + self.zoo:
+        weights = (self.images, self.adapted, self.zoo, self.prior)
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights[:3]):
             raise ConfigError(
-                "objective: weights must not be negative, and at least one of images, adapted, zoo above 0"
+                f"objective: weights must be numbers of at least 0, and one of images, adapted, zoo above 0, got {self}"
             )
-        if self.horizon < 1 or self.inner_lr <= 0 or not 0 <= self.inner_momentum < 1:
+        if self.horizon < 1 or not 0 < self.inner_lr < math.inf or not 0 <= self.inner_momentum < 1:
             raise ConfigError(
-                f"objective: horizon must be at least 1, inner_lr above 0 and inner_momentum in [0, 1), got {self}"
+                "objective: horizon must be at least 1, inner_lr a number above 0 and inner_momentum in [0, 1), got "
+                f"{self}"
             )
+        for name, part in PARTS.items():
+            if getattr(self, name) != getattr(Objective, name) and not getattr(self, part):
+                raise ConfigError(
+                    f"objective: {name} is {getattr(self, name)}, but belongs to {part}, whose weight is 0; give "
+                    f"--objective.{part} a weight, or leave --objective.{name.replace('_', '-')} alone"
+                )
 
     def steps_ahead(self, step: int, steps: int) -> int:
         """How far ahead `adapted` looks (k) at one of `steps` steps of the GHN's training."""

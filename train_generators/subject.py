@@ -12,6 +12,7 @@ from collect.architectures import build, parse
 from collect.augmentation import Batches
 from collect.data import ImageSet
 from collect.forms import Form, choose
+from generators.errors import ConfigError
 from generators.ghn.familiar import sort_of
 from generators.ghn.ghn import GHN
 from generators.ghn.plan import DecodePlan
@@ -78,11 +79,21 @@ class Subject:
 
 
 class ImageStream:
-    """Batches of training images that depend on nothing but (seed, step, number, unit)."""
+    """Batches of training images that depend on nothing but (seed, step, number, unit).
+
+    Raises:
+        ConfigError: a batch would have more images than there are.
+    """
 
     def __init__(
         self, images: ImageSet, *, batch_size: int, augmentation: str, seed: int, device: torch.device | str = "cpu"
     ) -> None:
+        count = len(images.train.labels)
+        if batch_size > count:
+            raise ConfigError(
+                f"batch_size is {batch_size}, but {images.name} has {count} training images; give a --batch-size of at "
+                "most that"
+            )
         self.seed = seed
         self.batches = Batches(
             images, [0], batch_size=batch_size, augmentation=augmentation, device=torch.device(device)

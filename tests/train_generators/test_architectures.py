@@ -41,6 +41,15 @@ def test_hold_out_is_a_share_that_nothing_moves():
     assert all(abs(len(held) / len(names) - share) < 0.03 for share, held in shares.items())
 
 
+def test_which_names_are_held_out_never_changes():
+    """What one training held out must be held out of the next, also by later versions."""
+    families = ("resnet-8", "resnet-20", "vgg-4", "mlp-2")
+    names = [f"{family}-w{width}" for family in families for width in (4, 8, 12, 16, 20)]
+    assert [name for name in names if held_by_hash(name, 0.1)] == ["vgg-4-w20"]
+    half = ["resnet-20-w20", "vgg-4-w20", "mlp-2-w4", "mlp-2-w8", "mlp-2-w12"]
+    assert [name for name in names if held_by_hash(name, 0.5)] == half
+
+
 def test_sources_and_their_mixture(images):
     """Named ones alone, those of the zoo alone, and all three together."""
 
@@ -64,6 +73,22 @@ def test_sides_by_name_go_before_the_hash(images):
     assert set(found.held_out) - {"mlp-1-w8"} == {name for name in drawn if held_by_hash(name, 0.5)}
     assert 0 < len(set(found.held_out) & drawn) < len(drawn) and not set(found.architectures) & set(found.held_out)
     assert resolve(found, ZOO, images) == found, "a resolved configuration is its own"
+
+
+@pytest.mark.parametrize("source", ["drawn", "of a zoo", "mixed"])
+def test_a_share_needs_something_to_take_it_of(images, source):
+    """Named ones are on the side where they are named, so a share of them alone means nothing."""
+    named = GHNTrainingConfig(architectures=("vit-1-w16",), hold_out=0.5)
+    for zoo in (None, ZOO):
+        with pytest.raises(ConfigError, match="hold_out is a share.*--mix-zoo"):
+            resolve(named, zoo, images)
+    changes = {"drawn": {"pool": POOL}, "of a zoo": {"architectures": ()}, "mixed": {"mix_zoo": True}}[source]
+    assert resolve(replace(named, hold_out=0.1, **changes), ZOO, images).architectures
+
+
+def test_a_mixture_needs_a_zoo(images):
+    with pytest.raises(ConfigError, match="mix_zoo .* --zoo"):
+        resolve(GHNTrainingConfig(architectures=("vit-1-w16",), mix_zoo=True), None, images)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,17 @@ def test_zoo_loss_against_the_definition(images, zoo):
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
+def test_networks_that_diverged_or_were_stopped_are_no_teachers(images, tmp_path):
+    population = train(Recipe(architecture="mlp-1-w8", epochs=1), [0, 1, 2, 3], images)
+    zoo_file.write(replace(population, status=("ok", "diverged", "stopped", "ok")), tmp_path)
+    zoo = Zoo(tmp_path)
+    teachers = Teachers(zoo, [Subject("mlp-1-w8", GHN(SHAPE), images, draws=1)], images, code=4)
+    assert teachers.count("mlp-1-w8") == 2
+    for number, row in enumerate((0, 3)):
+        kept = teachers.state("mlp-1-w8", number)
+        assert all(torch.equal(kept[name][0], value) for name, value in zoo.state_dict(row).items())
+
+
 CONFIG = GHNTrainingConfig(
     architectures=(NAME,), steps=6, batch_size=32, lr=5e-3, log_every=2, evaluate_every=1000, save_every=3, ghn=SHAPE,
     draws=2,
@@ -200,7 +211,8 @@ def test_what_is_refused(images, zoo, tmp_path):
     with pytest.raises(ConfigError, match=r"give one with --zoo"):
         fit(replace(CONFIG, objective=Objective(zoo=1.0)), tmp_path / "out", images=images, quiet=True)
     assert not (tmp_path / "out").exists()
-    for wrong in ({"images": 0.0}, {"adapted": -1.0}, {"horizon": 0}, {"inner_lr": 0.0}, {"inner_momentum": 1.0}):
+    for wrong in ({"images": 0.0}, {"adapted": -1.0}, {"horizon": 0}, {"inner_lr": 0.0}, {"inner_momentum": 1.0},
+                  {"inner_lr": math.nan}, {"prior": math.nan}, {"images": math.nan}):  # fmt: skip
         with pytest.raises(ConfigError, match="objective:"):
             Objective(**wrong)
     with pytest.raises(ConfigError, match="cosine_weight belongs to"):
