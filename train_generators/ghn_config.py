@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +52,8 @@ class GHNTrainingConfig:
         evaluate_every: Steps between evaluations on the held-out architectures.
         save_every: Steps between saved training states.
         ghn: The shape of the GHN.
-        name: What reports call it.
+        name: What reports call it. A training may go on under another name, and with other numbers for log_every,
+            evaluate_every and save_every.
         seed: Root of all random streams.
     """
 
@@ -123,10 +125,14 @@ NOISE = GHNTrainingConfig(
 docs/decisions.md."""
 
 
+FOR_THE_RECORD = {"name", "log_every", "evaluate_every", "save_every"}
+"""What changes nothing in the weights that a training ends with, and may change while it goes on."""
+
+
 def facts(
     config: GHNTrainingConfig, images: ImageSet, *, start_digest: str | None = None, zoo: str | None = None
 ) -> dict[str, Any]:
-    """What the card says besides the figures; also what a training must agree on to be resumed.
+    """What the card says besides the figures.
 
     Args:
         config: of the training, with the shape of the GHN resolved.
@@ -152,3 +158,41 @@ def facts(
         **({"zoo": zoo} if zoo else {}),
         "training": json.loads(json.dumps(training)),  # tuples as the checkpoint gives them back: lists
     }
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Where the cards of two trainings disagree so that one cannot go on as the other, each with both values.
+
+    Args:
+        saved, now: as `facts` returns them.
+    """
+    theirs, ours = (_flat(_must_agree(card)) for card in (saved, now))
+    names = sorted({*theirs, *ours})
+    return [_apart(name, theirs.get(name), ours.get(name)) for name in names if theirs.get(name) != ours.get(name)]
+
+
+def _must_agree(card: dict[str, Any]) -> dict[str, Any]:
+    digests = {name: card[name] for name in ("data_digest", "start_digest", "zoo") if name in card}
+    return digests | {name: value for name, value in card["training"].items() if name not in FOR_THE_RECORD}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with the names that the flags have: objective.inner_lr."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def _apart(name: str, there: Any, now: Any) -> str:
+    """Both values of a field; of long lists, what only one of them has."""
+    if isinstance(there, list) and isinstance(now, list) and {*there} != {*now}:
+        sides = (({*there} - {*now}, "there"), ({*now} - {*there}, "now"))
+        return f"{name}: " + ", ".join(
+            f"{_short(' '.join(map(str, sorted(own))))} only {side}" for own, side in sides if own
+        )
+    return f"{name}: {_short(str(there))} there, {_short(str(now))} now"
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, 100, placeholder=" ...")

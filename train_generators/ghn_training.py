@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import math
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ from generators import checkpoint
 from generators.errors import ConfigError
 from generators.ghn.config import GHNConfig
 from generators.ghn.ghn import GHN
-from train_generators.ghn_config import DETERMINISTIC, NOISE, GHNTrainingConfig, facts
+from generators.statistics import is_finite
+from train_generators.ghn_config import DETERMINISTIC, NOISE, GHNTrainingConfig, differences, facts
 from train_generators.ghn_step import gradients
 from train_generators.objectives import Teachers
 from train_generators.subject import ImageStream, Subject
@@ -171,7 +170,7 @@ def optimise(training: Training, step: int) -> dict[str, float]:
     """One step of the optimiser; the loss and its parts before it.
 
     Raises:
-        ConfigError: the loss is not finite.
+        ConfigError: the loss or the gradient is not finite; no weight has changed then.
     """
     config, optimiser = training.config, training.optimiser
     for group in optimiser.param_groups:
@@ -180,24 +179,37 @@ def optimise(training: Training, step: int) -> dict[str, float]:
     loss, parts = gradients(
         training.fabric, training.ghn, training.subjects, config, training.source, step, training.teachers
     )
-    nn.utils.clip_grad_norm_(training.ghn.parameters(), config.clip_norm)
+    norm = nn.utils.clip_grad_norm_(training.ghn.parameters(), config.clip_norm)
     if not math.isfinite(loss):
-        raise ConfigError(
-            f"{config.name}: the loss is not finite at step {step}; lower --lr (now {config.lr}) and give "
-            "another --out, since this one holds the state of this training"
-        )
+        raise _diverged(training, "loss", step)
+    if not (math.isfinite(norm) and _finite_gradient(training.teachers)):
+        raise _diverged(training, "gradient", step)
     optimiser.step()
     return {"loss": loss, **parts}
 
 
-def _fingerprint(training: Training) -> str:
-    return hashlib.sha256(json.dumps(training.card, sort_keys=True).encode()).hexdigest()
+def _finite_gradient(teachers: Teachers | None) -> bool:
+    """Of the codes, whose gradient is not clipped."""
+    found = [value.grad for value in teachers.parameters() if value.grad is not None] if teachers else []
+    return all(is_finite(gradient) for gradient in found)
+
+
+def _diverged(training: Training, what: str, step: int) -> ConfigError:
+    config, objective = training.config, training.config.objective
+    ways = [f"--lr (now {config.lr})"]
+    if objective.adapted:
+        ways += [f"--objective.inner-lr ({objective.inner_lr})", f"--objective.horizon ({objective.horizon})"]
+    saved = ", and give another --out, since this one holds the state of this training"
+    return ConfigError(
+        f"{config.name}: the {what} is not finite at step {step}; lower {' or '.join(ways)}"
+        f"{saved if training.state.exists() else ''}"
+    )
 
 
 def keep(training: Training, done: int, recent: list[dict[str, float]]) -> None:
     """Save the state after `done` steps, with the losses since the last line of the log."""
     tensors = {name: each.state_dict() for name, each in training.held.items()}
-    save_state(training.state, tensors, {"step": done, "fingerprint": _fingerprint(training), "recent": recent})
+    save_state(training.state, tensors, {"step": done, "card": training.card, "recent": recent})
 
 
 def resume(training: Training) -> tuple[int, list[dict[str, float]]]:
@@ -210,10 +222,16 @@ def resume(training: Training) -> tuple[int, list[dict[str, float]]]:
     if not path.exists():
         return 0, []
     tensors, meta = load_state(path)
-    if meta["fingerprint"] != _fingerprint(training):
+    way_out = f"choose another folder, or delete {path} to start again"
+    if "card" not in meta:
         raise ConfigError(
-            f"{path.parent.parent} holds a training with another configuration or data set; "
-            f"choose another folder, or delete {path} to start again"
+            f"{path.parent.parent} holds a training that an earlier version of the package began; finish it with "
+            f"that version, {way_out}"
+        )
+    if apart := differences(meta["card"], training.card):
+        raise ConfigError(
+            f"{path.parent.parent} holds a training with another configuration or data set ({'; '.join(apart)}); "
+            f"{way_out}"
         )
     for name, each in training.held.items():
         each.load_state_dict(tensors[name])

@@ -61,6 +61,14 @@ def test_sorts_of_layers_that_were_met_add_up(images, trained, tmp_path):
     assert ghn.config.met == ()
 
 
+def test_the_widest_layer_of_the_start_is_remembered(images, trained, tmp_path):
+    """A training on narrower networks does not make it forget wider ones, wider ones are noted."""
+    assert generators.load(trained).config.widest == 16
+    for name, widest in (("mlp-1-w8", 16), ("mlp-1-w24", 24)):
+        ghn = fit(started(trained, architectures=(name,), lr=1e-12), tmp_path / name, images=images, quiet=True)
+        assert ghn.config.widest == widest
+
+
 def test_its_anchor_is_there_from_the_first_step(trained):
     assert anchor_at(started(trained), 0.5, 0) == 0.5
     rising = replace(CONFIG, steps=100)
@@ -73,7 +81,7 @@ def test_starts_that_do_not_fit(images, trained, tmp_path):
     plain = GHN(replace(SHAPE, anchor=0.0, code=0), name="plain")
     generators.save(plain, tmp_path / "plain")
     for config, shown, words in (
-        (started(trained, ghn=SHAPE), images, "leave --ghn"),
+        (started(trained, ghn=SHAPE), images, r"leave --ghn\.\*, --encoder and --decoder alone"),
         (started(trained), few, "10 classes, the data set has 5"),
         (started("conv-vae-digits"), images, "not a GHN"),
         (started("noise-gnh-cifar10"), images, "noise-ghn-cifar10"),
@@ -88,3 +96,16 @@ def test_another_start_is_another_training(images, trained, tmp_path):
     fit(started(trained), tmp_path, images=images, quiet=True)
     with pytest.raises(PowerhouseError, match="another configuration"):
         fit(CONFIG, tmp_path, images=images, quiet=True)
+
+
+def test_a_start_with_other_weights_is_another_training(images, trained, tmp_path):
+    """Under the same name."""
+    ghn = generators.load(trained)
+    config = started(generators.save(ghn, tmp_path / "start"))
+    fit(config, tmp_path / "out", images=images, quiet=True)
+    ghn.state_dict()[next(iter(ghn.state_dict()))].add_(1e-3)
+    generators.save(ghn, tmp_path / "start")
+    with pytest.raises(
+        PowerhouseError, match=r"another configuration or data set \(start_digest: \w+ there, \w+ now\)"
+    ):
+        fit(config, tmp_path / "out", images=images, quiet=True)
