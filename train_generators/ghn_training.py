@@ -85,11 +85,11 @@ def _first(config: GHNTrainingConfig, classes: int) -> GHN:
     """
     if not config.start:
         for name, given, own, way_out in (
-            ("seed", config.ghn.seed, config.seed, "give --seed"),
-            ("classes", config.ghn.classes, classes, "the data set decides"),
+            ("seed", config.ghn.seed, config.seed, "--seed sets it"),
+            ("classes", config.ghn.classes, classes, "the data set sets it"),
         ):
             if given not in (getattr(GHNConfig, name), own):
-                raise ConfigError(f"ghn.{name} is {given}, but the GHN gets {own}: leave --ghn.{name} alone, {way_out}")
+                raise ConfigError(f"ghn.{name} is {given}, but the GHN gets {own}: leave --ghn.{name} alone; {way_out}")
         return GHN(dataclasses.replace(config.ghn, classes=classes, seed=config.seed), name=config.name)
     ghn = checkpoint.load(config.start)
     if not isinstance(ghn, GHN):
