@@ -27,20 +27,19 @@ from generators.ghn.config import GHNConfig
 from generators.ghn.decoder import Part, make_decoder
 from generators.ghn.encoder import make_encoder
 from generators.ghn.mixing import shares
-from generators.ghn.plan import DecodePlan, Group, decode_plan, together
+from generators.ghn.plan import DecodePlan, Group, together
+from generators.ghn.plans import Plans
 from generators.ghn.probes import probes
 from generators.ghn.unnormalised import longest_run, needs_rescaling, rescale
 from generators.ghn.writing import storage, write
 from generators.graph import Graph, trace
 from generators.initialiser import Kind, Proposal, Request
-from generators.inventory import Inventory, inventory
 from generators.pointwise import HE
 from generators.seeds import plain_tensors, stream
 
 MEMBERS_AT_ONCE = 8  # members are decoded together in blocks of at most so many ...
 NUMBERS_AT_ONCE = 2**22  # ... and so many weights, above which a block costs as much as its members one by one
 FAR_WIDER = 2.0  # a layer this many times wider than any in training is worth a note
-PLANS_KEPT = 64
 
 
 class GHN(Generator):
@@ -62,7 +61,7 @@ class GHN(Generator):
             self.decoder = make_decoder(
                 config.decoder, config.decoder_settings, generator=stream(config.seed, "ghn-start")
             )
-        self._plans: dict[str, DecodePlan] = {}
+        self._plans = Plans()
 
     @property
     def kind_name(self) -> str:
@@ -74,34 +73,18 @@ class GHN(Generator):
         return next(self.parameters()).device
 
     @plain_tensors()
-    def plan(
-        self, model: nn.Module, example_inputs: object = None, *, graph: Graph | None = None,
-        found: Inventory | None = None,
-    ) -> DecodePlan:  # fmt: skip
-        """The decode plan of `model` on the device of the GHN, cached by the signature of its graph.
+    def plan(self, model: nn.Module, example_inputs: object = None, *, graph: Graph | None = None) -> DecodePlan:
+        """The decode plan of `model` on the device of the GHN, kept for the next model of this architecture.
 
         Args:
             model: the architecture.
             example_inputs: inputs for the tracer.
             graph: of the model, if it has been traced already.
-            found: its inventory, if it has been taken already.
 
         Raises:
             TraceError: the graph of the model cannot be traced.
         """
-        graph = graph or trace(model, example_inputs)
-        shapes = [(info.name, info.shape, info.tied_to) for info in found or inventory(model)]
-        key = graph.signature + str((shapes, self.config.met))
-        if key not in self._plans:
-            while len(self._plans) >= PLANS_KEPT:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = decode_plan(
-                graph, inventory(model, graph), classes=self.config.classes, met=self.config.met,
-                distance_limit=self.config.distance_limit,
-            )  # fmt: skip
-        if self._plans[key].table.features.device != self.device:
-            self._plans[key] = self._plans[key].to(self.device)
-        return self._plans[key]
+        return self._plans.of(model, graph or trace(model, example_inputs), self.config, self.device)
 
     def code_nodes(self, plan: DecodePlan) -> int:
         """How many codes a network has: one per node, or one in all."""
@@ -221,7 +204,7 @@ class GHN(Generator):
 
     def _propose_stack(self, model: nn.Module, request: Request, members: range) -> Proposal:
         graph = request.graph or trace(model, request.example_inputs)
-        plan = self.plan(model, graph=graph, found=request.inventory)
+        plan = self.plan(model, graph=graph)
         hidden = self.encoder(plan.table)
         if request.codes is not None:
             self._check_codes(request.codes, (len(members), self.code_nodes(plan), self.config.code))

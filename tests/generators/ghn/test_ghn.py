@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from generators import init, save
+from generators import save
 from generators.errors import CheckpointError, ConfigError
 from generators.ghn import ghn as module
 from generators.ghn.codes import member_noise
@@ -112,28 +112,6 @@ def test_gradients_reach_the_whole_ghn():
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
     for layer in (ghn.encoder.sine, ghn.encoder.relations):
         assert layer.weight.grad is not None and layer.weight.grad.abs().max() > 0
-
-
-def test_plans_are_kept_per_architecture(monkeypatch):
-    """Traced anew, planned once; names, unused shapes and ties make another plan; old plans are dropped."""
-    monkeypatch.setattr(module, "PLANS_KEPT", 3)
-    ghn = GHN(SMALL)
-    assert ghn.plan(network()) is ghn.plan(network())
-
-    class WithSpare(nn.Sequential):
-        def __init__(self, spare: int) -> None:
-            super().__init__(nn.Linear(6, 10))
-            self.spare = nn.Parameter(torch.randn(spare, spare))
-
-        def forward(self, x):
-            return self[0](x)
-
-    for spare in (2, 3):  # the same graph, another tensor that no operation touches
-        report = init(WithSpare(spare), ghn, example_inputs=torch.zeros(1, 6))
-        assert "spare" in {*report.fallbacks, *report.kept}
-    for width in range(4, 9):
-        ghn.plan(network(f"mlp-1-w{width}"))
-    assert len(ghn._plans) == 3
 
 
 def test_sampled_in_inference_mode_and_trained_after():
