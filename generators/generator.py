@@ -116,7 +116,7 @@ class Generator(nn.Module, ABC):
         plain = unwrapped(model)
         if plain is not model:
             asked: dict[str, Any] = {"seed": seed, "first": first, "codes": codes, "example_inputs": example_inputs}
-            names = outside_names(model)
+            names = outside_names(model, in_state=not stacked)
             if not stacked:
                 return _renamed(names, self.sample(plain, n, **asked))
             parameters, buffers = self.sample(plain, n, **asked, stacked=True)

@@ -1,4 +1,4 @@
-"""What holds a model or a part of one in itself: `torch.compile`, `DataParallel`, `DistributedDataParallel`.
+"""What holds a model or a part of one in itself: `torch.compile`, (Distributed)`DataParallel`, activation checkpoints.
 
 The weights that a seed names are those of the model without wrappers, whose tensors have other names with them.
 """
@@ -9,7 +9,12 @@ import itertools
 
 from torch import nn
 
-_WRAPPERS = (("torch._dynamo", "_orig_mod"), ("torch.nn.parallel", "module"))  # where classes lie, what they hold
+_WRAPPERS = (
+    ("torch._dynamo", "_orig_mod"),
+    ("torch.nn.parallel", "module"),
+    ("torch.distributed.algorithms._checkpoint", "_checkpoint_wrapped_module"),
+)  # where classes lie, what they hold
+_UNSAID = "_checkpoint_wrapped_module."  # what state dicts leave out of a name
 
 
 def wrapped_leaf(module: nn.Module) -> str:
@@ -40,15 +45,20 @@ def _unwrapped(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module
     return done[module]
 
 
-def outside_names(model: nn.Module) -> dict[str, str]:
-    """Name of every parameter and buffer of `unwrapped(model)` -> its name in `model`."""
-    every = model.named_modules(remove_duplicate=False)
-    held = {f"{path}.{leaf}".lstrip(".") for path, module in every if (leaf := wrapped_leaf(module))}
-    tensors = itertools.chain(
-        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
-    )  # fmt: skip
+def outside_names(model: nn.Module, *, in_state: bool = True) -> dict[str, str]:
+    """Name of every parameter and buffer of `unwrapped(model)` -> its name in `model`.
+
+    That is its name in the state dict or, without `in_state`, the way to it through the modules.
+    """
+    every = dict(model.named_modules(remove_duplicate=False))
+    held = {f"{path}.{leaf}".lstrip(".") for path, module in every.items() if (leaf := wrapped_leaf(module))}
     names = {}
-    for name, _ in tensors:
-        steps = itertools.accumulate(name.split("."), "{}.{}".format)
-        names[".".join(step.rpartition(".")[2] for step in steps if step not in held)] = name
+    for path, module in every.items():
+        for leaf, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is None:
+                continue
+            name = f"{path}.{leaf}".lstrip(".")
+            steps = itertools.accumulate(name.split("."), "{}.{}".format)
+            plain = ".".join(step.rpartition(".")[2] for step in steps if step not in held)
+            names[plain] = name.replace(_UNSAID, "") if in_state else name
     return names

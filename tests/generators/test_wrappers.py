@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import generators
 from generators import init
@@ -32,12 +33,18 @@ def spread_inside(model: nn.Module) -> nn.Module:
     return torch.compile(model)
 
 
+def recomputed_inside(model: nn.Module) -> nn.Module:
+    model[0][0] = checkpoint_wrapper(model[0][0])
+    return checkpoint_wrapper(nn.DataParallel(model))
+
+
 WRAPPERS: dict[str, tuple[Callable[[nn.Module], nn.Module], dict[str, str]]] = {
     "replicated": (nn.DataParallel, {"": "module."}),
     "compiled": (torch.compile, {"": "_orig_mod."}),
     "compiled and spread": (lambda model: SPREAD(torch.compile(model)), {"": "module._orig_mod."}),
     "spread and compiled": (lambda model: torch.compile(SPREAD(model)), {"": "_orig_mod.module."}),
     "parts": (compiled_parts, {"0.": "0._orig_mod.", "3.": "3.module."}),
+    "recomputed": (recomputed_inside, {"": "module."}),
     "all over": (spread_inside, {"0.0.": "_orig_mod.0.0.module._orig_mod.", "": "_orig_mod."}),
 }
 """How a network is wrapped, in a process group, and how the beginnings of names change by that."""
@@ -103,9 +110,12 @@ def test_samples_have_the_names_of_the_wrapper() -> None:
             found = generator.sample(wrapper, 2)
             assert {outside(name, beginnings) for name in wanted} == set(found) == set(wrapper.state_dict())
             assert all(found[outside(name, beginnings)].equal(value) for name, value in wanted.items())
-            for states, same in zip(generator.sample(wrapper, 2, stacked=True), pair, strict=True):
-                assert {outside(name, beginnings) for name in same} == set(states)
-                assert all(states[outside(name, beginnings)].equal(value) for name, value in same.items())
+            stacks, models = generator.sample(wrapper, 2, stacked=True), [wrapper, wrapper]
+            for states, same, form in zip(stacks, pair, torch.func.stack_module_state(models), strict=True):
+                said = [name.replace("_checkpoint_wrapped_module.", "") for name in states]
+                assert said == [name.replace("_checkpoint_wrapped_module.", "") for name in form]
+                assert [value.shape for value in states.values()] == [value.shape for value in same.values()]
+                assert all(one.equal(other) for one, other in zip(states.values(), same.values(), strict=True))
 
 
 def test_a_trained_relative_may_be_wrapped() -> None:
@@ -115,3 +125,16 @@ def test_a_trained_relative_may_be_wrapped() -> None:
     init(second, "weight-selection", relative=torch.compile(large))
     for name, value in first.state_dict().items():
         assert second.state_dict()[name].equal(value) and value.equal(large.state_dict()[name]), name
+
+
+def test_members_of_a_recomputed_model_are_loaded_and_run() -> None:
+    """A row of the sample is a state dict of the wrapper; stacks go through `torch.func.functional_call`."""
+    generator, images = generators.load("noise-ghn-digits"), torch.eye(8).expand(2, 1, 8, 8)
+    plain, wrapper = nn.Sequential(network()).eval(), nn.Sequential(checkpoint_wrapper(network())).eval()
+    rows, stacks = generator.sample(wrapper, 2), generator.sample(wrapper, 2, stacked=True)
+    for member in range(2):
+        init(plain, generator, member=member)
+        states = [{name: value[member] for name, value in part.items()} for part in stacks]
+        assert torch.func.functional_call(wrapper, tuple(states), (images,)).equal(plain(images))
+        wrapper.load_state_dict({name: value[member] for name, value in rows.items()})
+        assert wrapper(images).equal(plain(images))
