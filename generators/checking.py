@@ -35,6 +35,9 @@ def check_model(model: nn.Module) -> None:
             raise ModelError(f"{name} is a lazy parameter without a shape; run the model once on a batch first")
         if value.is_meta:
             raise ModelError(f"{name} is on the meta device; give it storage first: model.to_empty(device='cpu')")
+    for name, buffer in model.named_buffers():
+        if is_lazy(buffer):
+            raise ModelError(f"{name} is a lazy buffer without a shape; run the model once on a batch first")
 
 
 def check_start(model: nn.Module, first: Initialiser) -> None:
@@ -47,8 +50,16 @@ def check_start(model: nn.Module, first: Initialiser) -> None:
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by state-dict name, as the live objects. Tied ones appear under each name."""
-    return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    """Parameters and persistent buffers by name, as the live objects. Tied ones appear under each name.
+
+    In the order of the state dict, but without asking for it: hooks may rename or drop what is in that.
+    """
+    found = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for leaf, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is not None and leaf not in module._non_persistent_buffers_set:
+                found[f"{path}.{leaf}" if path else leaf] = value
+    return found
 
 
 def _unwritable(value: Tensor) -> str:

@@ -98,11 +98,11 @@ class Generator(nn.Module, ABC):
             stacked: the form that `torch.func.vmap` over `torch.func.functional_call` takes.
 
         Returns:
-            Every tensor of the model's state dict, stacked: `[n, ...]`. Tensors that are kept, such as frozen ones, are
-            views of the model's own, expanded. Generated ones may share one block of memory: clone what is to be kept
-            or saved of a large population. With `stacked` a pair (parameters, buffers) as
-            `torch.func.stack_module_state` gives it for n models: tied parameters under their first name, buffers that
-            no state dict holds included, nothing expanded, leaves that require a gradient where the model's do.
+            Every parameter and persistent buffer by its name in the state dict, stacked: `[n, ...]`. Tensors that are
+            kept, such as frozen ones, are views of the model's own, expanded. Generated ones may share one block of
+            memory: clone what is to be kept or saved of a large population. With `stacked` a pair (parameters, buffers)
+            as `torch.func.stack_module_state` gives it for n models: tied parameters under their first name, buffers
+            that no state dict holds included, nothing expanded, leaves that require a gradient where the model's do.
 
         Raises:
             ConfigError: `n` is less than 1, or does not fit the codes; the generator has no codes.

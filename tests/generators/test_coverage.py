@@ -77,19 +77,19 @@ class Hiding(Overflowing):
 
 
 class Unreported(nn.Module):
-    """Its state dict does not hold its second parameter, as if it were not there."""
+    """Its state dict holds a tensor that is no buffer of it, of which no report can know."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.lost = nn.Linear(3, 2), nn.Parameter(torch.ones(2))
-        self.register_state_dict_post_hook(self._forget)
+        self.layer = nn.Linear(3, 2)
+        self.register_state_dict_post_hook(self._invent)
 
     @staticmethod
-    def _forget(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
-        del state["lost"]
+    def _invent(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+        state["lost"] = torch.ones(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) * self.lost
+        return self.layer(x)
 
 
 @pytest.mark.parametrize(
