@@ -64,7 +64,7 @@ class Group:
     @property
     def target_std(self) -> float:
         """He's spread; a classifier has no ReLU behind it and gets gain 1."""
-        return math.sqrt((1.0 if self.output else 2.0) / self.fan_in)
+        return math.sqrt((1.0 if self.output else 2.0) / max(self.fan_in, 1))
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ class DecodePlan:
 def _reason_to_leave(info: ParameterInfo, classes: int) -> str | None:
     if info.tied_to:
         return f"tied to {info.tied_to}"
+    if not info.numel:
+        return "it has no entries"
     if info.role not in DECODED_ROLES:
         return f"the GHN does not predict {info.role.value}"
     if len(info.kernel) > SPATIAL:

@@ -73,6 +73,8 @@ class LocalGenerator(Generator):
 
     def group_of(self, info: ParameterInfo, depth: float) -> tuple[GroupKey, GroupKey] | str:
         """The weight group of a parameter and the one that serves it, or why none does."""
+        if not info.numel:
+            return "it has no entries"
         sizes = dict(patch=self.config.patch, depth_buckets=self.config.depth_buckets)
         key = group_key(info.role, info.shape, depth, **sizes)
         if key is None:

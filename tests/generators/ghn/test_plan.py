@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from collect.architectures import build
+from generators import init
 from generators.ghn.plan import DecodePlan, decode_plan
 from generators.graph import trace
 from generators.inventory import inventory
@@ -108,6 +111,21 @@ def test_stacked_experts_are_left_out():
 
     made = plan(Experts(), example=torch.zeros(8, 2, 6))
     assert set(decoded(made)) == {"head.weight"} and "(8, 6, 6)" in made.left_out["weight"]
+
+
+def test_what_has_no_entries_is_left_out():
+    """On both sides of a layer of width 0; the spread of a matrix without inputs is a number."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 0), nn.Linear(0, 10))
+    made = plan(model, 8)
+    assert set(decoded(made)) == {"0.weight"}
+    assert made.left_out["1.weight"] == made.left_out["2.weight"] == "it has no entries"
+    (group,) = made.groups
+    assert math.isfinite(replace(group, fan_in=0).target_std)
+    for spec in ("noise-ghn-digits", "ghn-digits", "conv-vae-digits"):
+        report = init(model, spec, example_inputs=torch.zeros(2, 8))
+        assert report.fallbacks["1.weight"] == report.fallbacks["2.weight"] == "he (it has no entries)"
 
 
 def test_classifier_falls_back_by_name_for_other_classes():
