@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from generators.arguments import real_tensor, whole_number
 from generators.checking import check_model, check_spread, state_tensors
 from generators.errors import ConfigError, unknown_name
 from generators.filling import take_inventory, writable
@@ -69,19 +70,19 @@ class Generator(nn.Module, ABC):
     @overload
     def sample(
         self, model: nn.Module, n: int, *, seed: int = 0, first: int = 0, codes: Tensor | None = None,
-        example_inputs: Any = None, stacked: Literal[False] = False,
+        shared_noise: bool = False, example_inputs: Any = None, stacked: Literal[False] = False,
     ) -> dict[str, Tensor]: ...  # fmt: skip
 
     @overload
     def sample(
         self, model: nn.Module, n: int, *, seed: int = 0, first: int = 0, codes: Tensor | None = None,
-        example_inputs: Any = None, stacked: Literal[True],
+        shared_noise: bool = False, example_inputs: Any = None, stacked: Literal[True],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...  # fmt: skip
 
     @torch.no_grad()
     def sample(
         self, model: nn.Module, n: int, *, seed: int = 0, first: int = 0, codes: Tensor | None = None,
-        example_inputs: Any = None, stacked: bool = False,
+        shared_noise: bool = False, example_inputs: Any = None, stacked: bool = False,
     ) -> dict[str, Tensor] | tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
         """Members `first` to `first + n - 1` of the population that `seed` names; `model` is not changed.
 
@@ -94,6 +95,9 @@ class Generator(nn.Module, ABC):
             first: index of the first member.
             codes: `[n, ...]`, noise codes of these members, for generators that have codes (see `GHN.codes`), instead
                 of those that `seed` gives; all other draws are still those of (seed, member).
+            shared_noise: all other draws are those of member `first` for all of them, so that only codes differ: along
+                a path of codes the weights change without a jump, and where it starts at the code of member `first`,
+                its first row is that member bit for bit.
             example_inputs: inputs for the tracer, if the shape of the model's input cannot be guessed.
             stacked: the form that `torch.func.vmap` over `torch.func.functional_call` takes.
 
@@ -105,24 +109,29 @@ class Generator(nn.Module, ABC):
             that no state dict holds included, nothing expanded, leaves that require a gradient where the model's do.
 
         Raises:
-            ConfigError: `n` is less than 1, or does not fit the codes; the generator has no codes.
+            ConfigError: `n`, `first` or `seed` is no such number; the codes do not fit; the generator has no codes.
             ModelError: the model has nothing to fill or cannot be filled.
             ProposalError: a value does not fit the model or is not finite.
             CollapseError: a generated weight has lost its spread.
         """
-        if n < 1:
-            raise ConfigError(f"n must be at least 1, got {n}")
+        n, first = whole_number("n", n, least=1), whole_number("first", first, least=0)
+        if codes is not None:
+            real_tensor("codes", codes, what="as the generator's `codes` gives them")
         check_model(model)
         plain = unwrapped(model)
         if plain is not model:
-            asked: dict[str, Any] = {"seed": seed, "first": first, "codes": codes, "example_inputs": example_inputs}
+            asked: dict[str, Any] = dict(
+                seed=seed, first=first, codes=codes, shared_noise=shared_noise, example_inputs=example_inputs
+            )
             names = outside_names(model, in_state=not stacked)
             if not stacked:
                 return _renamed(names, self.sample(plain, n, **asked))
             parameters, buffers = self.sample(plain, n, **asked, stacked=True)
             return _renamed(names, parameters), _renamed(names, buffers)
         found, graph, _ = take_inventory(model, example_inputs)
-        request = Request(found, seed=seed, example_inputs=example_inputs, graph=graph, codes=codes)
+        request = Request(
+            found, seed=seed, example_inputs=example_inputs, graph=graph, codes=codes, shared_noise=shared_noise
+        )  # fmt: skip
         proposal = self.propose_stack(model, request, range(first, first + n))
         tensors = state_tensors(model)
         proposal, measured = writable(proposal, self, model, found, tensors=tensors, frozen=False, stack=(n,))
@@ -136,7 +145,7 @@ class Generator(nn.Module, ABC):
 
     def propose_stack(self, model: nn.Module, request: Request, members: range) -> Proposal:
         """One proposal for several members, values stacked `[M, ...]`. Where members share work, this is overridden."""
-        if request.codes is not None:
+        if request.codes is not None or request.shared_noise:
             raise ConfigError(f"{self.name} is a generator of kind {self.kind_name!r}, which has no noise codes")
         every = [self.propose(model, dataclasses.replace(request, member=member)) for member in members]
         stack = every[0]

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from generators.arguments import whole_number
 from generators.errors import ConfigError, unknown_name
 from generators.inventory import Inventory
 
@@ -53,6 +54,7 @@ class Request:
         graph: of the model, if it has been traced already, or an initialiser needs it.
         relative: a trained model to inherit from.
         codes: `[M, ...]`, noise codes of the M members that are asked for, instead of those that `seed` gives.
+        shared_noise: of several members, all have the draws of the first but for their codes.
     """
 
     inventory: Inventory
@@ -64,11 +66,11 @@ class Request:
     graph: Graph | None = None
     relative: nn.Module | None = None
     codes: Tensor | None = None
+    shared_noise: bool = False
 
     def __post_init__(self) -> None:
         for name in ("seed", "member"):
-            if not isinstance(getattr(self, name), SupportsIndex):
-                raise ConfigError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+            whole_number(name, getattr(self, name))
 
 
 @dataclass

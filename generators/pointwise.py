@@ -130,12 +130,12 @@ class Pointwise:
     def fill_stack(
         self, proposal: Proposal, info: ParameterInfo, request: Request, members: range, *, because: str = ""
     ) -> None:
-        """`fill` for M members, with values `[M, *shape]`."""
+        """`fill` for M members, with values `[M, *shape]`; those of the first for all if the request shares noise."""
         self.fill(proposal, info, replace(request, member=members.start), because=because)
         if info.name not in proposal.values:
             return
         stack = proposal.values[info.name].repeat(len(members), *(1 for _ in info.shape))
-        if info.role not in CONSTANT_ROLES:
+        if info.role not in CONSTANT_ROLES and not request.shared_noise:
             for row, member in zip(stack[1:], members[1:], strict=True):
                 row.copy_(cast(Tensor, self.value(info, request.seed, member)[0]))
         proposal.values[info.name] = stack

@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from generators.arguments import whole_number
 from generators.batches import in_full_precision
-from generators.errors import ConfigError
 from generators.generator import Generator
-from generators.ghn.codes import Noise, noise_stream, with_codes
+from generators.ghn.codes import Noise, check_codes, noise_stream, with_codes
 from generators.ghn.config import GHNConfig
 from generators.ghn.decoder import Part, make_decoder
 from generators.ghn.encoder import make_encoder
@@ -96,7 +96,13 @@ class GHN(Generator):
         """The noise codes of members `first` to `first + n - 1`: `[n, nodes, code]`, N(0, I), for `sample(codes=)`.
 
         With `code_per="network"`, the axis of the nodes has size 1.
+
+        Raises:
+            ConfigError: `n`, `first` or `seed` is no such number.
+            TraceError: the graph of the model cannot be traced.
         """
+        n, first = whole_number("n", n, least=1), whole_number("first", first, least=0)
+        seed = whole_number("seed", seed)
         nodes = self.code_nodes(self.plan(model, example_inputs))
         return torch.stack([self.code(seed, member, nodes) for member in range(first, first + n)])
 
@@ -206,8 +212,7 @@ class GHN(Generator):
         graph = request.graph or trace(model, request.example_inputs)
         plan = self.plan(model, graph=graph)
         hidden = self.encoder(plan.table)
-        if request.codes is not None:
-            self._check_codes(request.codes, (len(members), self.code_nodes(plan), self.config.code))
+        check_codes(request, name=self.name, wanted=(len(members), self.code_nodes(plan), self.config.code))
         shapes = {name: plan.found[name].shape for group in plan.groups for name in group.names}
         weights = storage(shapes, len(members), like=hidden)
         alike = self.kind_name == "ghn"  # the decode of member 0 does for all
@@ -217,7 +222,7 @@ class GHN(Generator):
             block = range(start, start + size)
             codes = torch.stack([self._code_of(member, members, request, plan).to(hidden) for member in block])
             rows = {block.index(member): decoded.index(member) for member in block if member in decoded}
-            noise = [(request.seed, member) for member in block]
+            noise = [(request.seed, members.start if request.shared_noise else member) for member in block]
             self._write(plan, with_codes(hidden, codes), rows, noise, weights)
         if alike:
             for value in weights.values():
@@ -232,15 +237,6 @@ class GHN(Generator):
         if request.codes is not None and member in members:
             return request.codes[members.index(member)]
         return self.code(request.seed, member, self.code_nodes(plan))
-
-    def _check_codes(self, codes: Tensor, wanted: tuple[int, ...]) -> None:
-        if not self.config.code:
-            raise ConfigError(f"{self.name} was made without noise codes (code=0)")
-        if tuple(codes.shape) != wanted:
-            raise ConfigError(
-                f"the codes of {wanted[0]} members of this model have shape {wanted} (members, nodes, code), "
-                f"got {tuple(codes.shape)}"
-            )
 
     def _write(
         self, plan: DecodePlan, vectors: Tensor, rows: dict[int, int], noise: list[tuple[int, int]],

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -122,5 +123,31 @@ def test_stacks_have_the_form_of_torch() -> None:
 
 
 def test_generators_without_codes_take_none() -> None:
-    with pytest.raises(ConfigError, match="kind 'noise', which has no noise codes"):
-        Noise(NoConfig()).sample(_model(), 2, codes=torch.zeros(2, 3, 4))
+    for asked in ({"codes": torch.zeros(2, 3, 4)}, {"shared_noise": True}):
+        with pytest.raises(ConfigError, match="kind 'noise', which has no noise codes"):
+            Noise(NoConfig()).sample(_model(), 2, **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        *(({"n": n}, f"n must be a whole number of at least 1, got {n!r}") for n in (2.5, "3", None, True, 0, -2)),
+        *(
+            ({"first": n}, f"first must be a whole number of at least 0, got {n!r}")
+            for n in (1.5, "1", None, False, -1)
+        ),
+        *(({"seed": n}, f"seed must be a whole number, got {n!r}") for n in (0.5, "a", None, True)),
+        ({"codes": [[0.0]]}, "codes must be .*, a tensor of floating-point numbers, got list"),
+        ({"codes": torch.zeros(2, 3, 4, dtype=torch.long)}, "codes must be .*got torch.int64"),
+    ],
+)
+def test_arguments_that_make_no_sense(asked: dict, words: str) -> None:
+    """Refused by name, with what was given, and without a look at the model."""
+    with pytest.raises(ConfigError, match=words):
+        Noise(NoConfig()).sample(_model(), **{"n": 2, **asked})
+
+
+def test_whole_numbers_of_other_libraries() -> None:
+    one, other = (Noise(NoConfig()).sample(_model(), kind(2), first=kind(1), seed=kind(3)) for kind in (int, np.int32))
+    assert all(other[name].shape == value.shape for name, value in one.items())
+    assert torch.equal(one["0.weight"], other["0.weight"])

@@ -118,6 +118,14 @@ def test_samples_have_the_names_of_the_wrapper() -> None:
                 assert all(one.equal(other) for one, other in zip(states.values(), same.values(), strict=True))
 
 
+def test_all_that_is_asked_of_a_sample_reaches_the_model_inside() -> None:
+    generator, plain, wrapper = generators.load("noise-ghn-digits"), network(), torch.compile(network())
+    codes = generator.codes(wrapper, 3, seed=4)
+    asked = dict(seed=2, first=1, codes=codes, shared_noise=True)
+    wanted, found = generator.sample(plain, 3, **asked), generator.sample(wrapper, 3, **asked)
+    assert all(found[f"_orig_mod.{name}"].equal(value) for name, value in wanted.items())
+
+
 def test_a_trained_relative_may_be_wrapped() -> None:
     large, first, second = network(), network(), network()
     init(large, "orthogonal", seed=1)
