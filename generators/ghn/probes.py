@@ -1,4 +1,8 @@
-"""The models for which a graph hypernetwork must make sound weights before it is saved; see `generators.checkpoint`."""
+"""The models for which a graph hypernetwork must make sound weights before it is saved; see `generators.checkpoint`.
+
+Every sort of layer that `generators.ghn.familiar` tells apart is in one of them, so large that its spectrum is judged
+(classifiers of a few classes have none to judge).
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,17 @@ def _perceptron(classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
 
+def _upwards(conv: type[nn.Module], transposed: type[nn.Module], pool: type[nn.Module], classes: int) -> nn.Module:
+    """Wide grouped and transposed convolutions, and a classifier of many inputs: sorts that are narrow elsewhere."""
+    return nn.Sequential(
+        conv(16, 128, 3, padding=1), nn.GroupNorm(1, 128), nn.ReLU(),
+        conv(128, 128, 3, padding=1, groups=2), nn.GroupNorm(1, 128), nn.ReLU(),
+        transposed(128, 128, 2, stride=2), nn.GroupNorm(1, 128), nn.ReLU(),
+        transposed(128, 256, 3, padding=1, groups=2), nn.ReLU(),
+        pool(1), nn.Flatten(), nn.Linear(256, classes),
+    )  # fmt: skip
+
+
 class _Transformer(nn.Module):
     """Two encoder layers: stacked query, key and value, and the layers behind them."""
 
@@ -49,4 +64,10 @@ def probes(classes: int) -> dict[str, tuple[nn.Module, Tensor]]:
             "convnet": (_convnet(classes), torch.zeros(1, 3, 32, 32)),
             "perceptron": (_perceptron(classes), torch.zeros(1, 64)),
             "transformer": (_Transformer(classes), torch.zeros(1, 5, 24)),
-        }
+            "image": (
+                _upwards(nn.Conv2d, nn.ConvTranspose2d, nn.AdaptiveAvgPool2d, classes), torch.zeros(1, 16, 8, 8)
+            ),
+            "signal": (
+                _upwards(nn.Conv1d, nn.ConvTranspose1d, nn.AdaptiveAvgPool1d, classes), torch.zeros(1, 16, 32)
+            ),
+        }  # fmt: skip
