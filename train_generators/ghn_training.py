@@ -110,7 +110,7 @@ def _first(config: GHNTrainingConfig, classes: int) -> GHN:
 
 def _acquaint(ghn: GHN, subjects: list[Subject], met: tuple[str, ...] | None) -> None:
     """Note in the GHN what it meets in the training, besides the sorts of layers it had `met`; None if not known."""
-    widest = max(group.outputs for subject in subjects for group in subject.plan.groups)
+    widest = max(subject.plan.widest for subject in subjects)
     if met is not None:
         met = tuple(sorted({*met, *(sort for subject in subjects for sort in subject.sorts)}))
     ghn.config = dataclasses.replace(ghn.config, widest=max(widest, ghn.config.widest), met=met or ())

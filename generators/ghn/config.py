@@ -27,7 +27,7 @@ class GHNConfig:
             noise, and noise takes its place; 0 for no limit. Training knows none.
         code: length of the noise code, 0 for a deterministic GHN.
         code_per: each node of a network has a code of its own, or all nodes share one of the network.
-        widest: largest channel count seen in training, 0 if not known.
+        widest: largest channel count seen in training, of inputs or outputs, 0 if not known.
         met: sorts of layers seen in training ("convolution", "classifier", ...); others are left to the fallback, see
             `generators.ghn.familiar`. Empty if not known, or to have all decoded.
         seed: seed of the start values.

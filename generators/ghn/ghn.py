@@ -39,7 +39,7 @@ from generators.seeds import plain_tensors, stream
 
 MEMBERS_AT_ONCE = 8  # members are decoded together in blocks of at most so many ...
 NUMBERS_AT_ONCE = 2**22  # ... and so many weights, above which a block costs as much as its members one by one
-FAR_WIDER = 2.0  # a layer this many times wider than any in training is worth a note
+FAR_WIDER = 2.0  # a layer of this many times more inputs or outputs than any in training is worth a note
 
 
 class GHN(Generator):
@@ -277,8 +277,10 @@ class GHN(Generator):
         return proposal
 
     def _notes(self, plan: DecodePlan) -> Iterator[str]:
-        widest = max((group.outputs for group in plan.groups), default=0)
-        if self.config.widest and widest > FAR_WIDER * self.config.widest:
-            yield f"{self.name} was trained on layers of up to {self.config.widest} channels; this model has {widest}"
+        if self.config.widest and plan.widest > FAR_WIDER * self.config.widest:
+            yield (
+                f"{self.name} was trained on layers of up to {self.config.widest} channels; "
+                f"this model has {plan.widest}"
+            )
         if not plan.groups:
             yield f"{self.name} makes nothing of this model: all of it is by the fallback"

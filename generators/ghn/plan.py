@@ -85,6 +85,11 @@ class DecodePlan:
         return sum(len(group.nodes) * math.prod(group.shape) for group in self.groups)
 
     @property
+    def widest(self) -> int:
+        """The most channels on either side of a matrix; 0 if none is decoded."""
+        return max((max(group.outputs, group.inputs) for group in self.groups), default=0)
+
+    @property
     def nodes(self) -> frozenset[int]:
         """The nodes of all targets."""
         return frozenset(node for group in self.groups for node in group.nodes.tolist())

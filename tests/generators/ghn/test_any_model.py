@@ -14,6 +14,7 @@ from generators.ghn.ghn import GHN
 from generators.graph import trace
 from generators.inventory import inventory
 from small_ghn import IMAGE, NOISY, SMALL, network
+from small_models import sequential_mlp
 
 
 class Text(nn.Module):
@@ -111,12 +112,23 @@ def test_tied_weights_stay_tied():
     assert torch.equal(states["first.weight"], states["second.weight"])
 
 
-def test_far_wider_models_get_a_note():
+@pytest.mark.parametrize(
+    ("make", "widest"),
+    [
+        (lambda: sequential_mlp(12, 64, 10), 64),  # many outputs
+        (lambda: sequential_mlp(70, 8, 10), 70),  # many inputs, of the first layer ...
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10)), 72),  # ... and of the classifier
+        (lambda: nn.Sequential(nn.ConvTranspose2d(1, 66, 1), nn.Conv2d(66, 2, 3, groups=2)), 66),
+    ],
+)
+def test_far_wider_models_get_a_note(make, widest):
     """Beyond twice the widest of training; none below, and none if the training is not known."""
-    for widest, noted in ((8, True), (16, False), (0, False)):
-        notes = init(network("mlp-2-w32"), GHN(replace(SMALL, widest=widest), name="mine")).notes
-        assert (notes == ("mine was trained on layers of up to 8 channels; this model has 32",)) is noted, widest
-        assert bool(notes) is noted
+    for known, noted in ((8, True), (widest // 2, False), (0, False)):
+        model = make()
+        example = torch.zeros(1, model[0].in_features) if isinstance(model[0], nn.Linear) else IMAGE
+        notes = init(model, GHN(replace(SMALL, widest=known), name="mine"), example_inputs=example).notes
+        wanted = f"mine was trained on layers of up to 8 channels; this model has {widest}"
+        assert notes == ((wanted,) if noted else ())
 
 
 @pytest.mark.parametrize("decoder", ["core", "coordinate"])
