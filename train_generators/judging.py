@@ -53,7 +53,11 @@ def zero_shot(ghn: GHN, name: str, images: ImageSet, split: str, *, members: int
 
 
 def variety(ghn: GHN, name: str, images: ImageSet) -> dict[str, float]:
-    """Least stable rank, distinct share and both ends of the std ratio over the decoded tensors of one network."""
+    """Least stable rank, distinct share and both ends of the std ratio over the decoded tensors of one network.
+
+    Of a GHN with codes also `code_share`: how much of the mean square of its decoded weights is what the codes make
+    members differ in, the white noise being one.
+    """
     ((module, example),) = models([name], images).values()
     request = Request(inventory(module), example_inputs=example)
     proposal, plan = ghn.propose(module, request), ghn.plan(module, request.example_inputs)
@@ -64,12 +68,22 @@ def variety(ghn: GHN, name: str, images: ImageSet) -> dict[str, float]:
         for name, target in spread.items()
         for block in proposal.values[name].chunk(found[name].blocks, found[name].block_axis)  # query, key and value
     ]
-    return {
+    found_figures = {
         "least_stable_rank": min(row.stable_rank for row in rows if row.rank_limit > 1),
         "least_distinct_share": min(row.distinct_share for row in rows),
         "least_std_ratio": min(row.std_ratio for row in rows),
         "greatest_std_ratio": max(row.std_ratio for row in rows),
     }
+    return found_figures | ({"code_share": code_share(ghn, module, example)} if ghn.config.code else {})
+
+
+def code_share(ghn: GHN, module: nn.Module, example: Tensor, *, members: int = 8) -> float:
+    """Variance over members with one white noise, as a share of the mean square of all decoded weights."""
+    states = ghn.sample(module, members, example_inputs=example, shared_noise=True)
+    decoded = [states[name].double() for group in ghn.plan(module, example).groups for name in set(group.names)]
+    return (
+        sum(value.var(0).sum() for value in decoded) / sum(value.square().mean(0).sum() for value in decoded)
+    ).item()
 
 
 def figures(ghn: GHN, held_out: Sequence[str], architectures: Sequence[str], images: ImageSet) -> dict[str, Any]:

@@ -106,6 +106,8 @@ class Replica:
                 self.originals.setdefault(id(value), made)
         for leaf, held in old._buffers.items():
             if held is not None:
+                if is_lazy(held):
+                    raise TraceError(f"{prefix}{leaf} is a lazy buffer without a shape; run the model once on a batch")
                 buffers[leaf] = own[id(held)] = _buffer(held, self._meta)
                 self.originals.setdefault(id(held), own[id(held)])
         state = {key: self._swap(value, own, _DEPTH) for key, value in old.__dict__.items() if key not in _OWN}

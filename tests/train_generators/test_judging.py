@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ import generators
 from collect.architectures import build
 from collect.data import ImageSet
 from generators.errors import ConfigError
+from generators.ghn.codes import member_noise
 from generators.ghn.config import GHNConfig
 from generators.ghn.ghn import GHN
 from generators.statistics import measure
 from train_generators import cli
-from train_generators.judging import figures, variety, zero_shot
+from train_generators.judging import code_share, figures, variety, zero_shot
 
 SMALL = GHNConfig(hidden=16, heads=2, layers=1, rank=8, cells=8, width=8, anchor=0.5, code=4)
 NAME = "mlp-1-w16"
@@ -109,3 +111,24 @@ def test_what_cannot_be_judged(saved: Path, tmp_path: Path) -> None:
     generator.card["data_digest"] = "0" * 32
     with pytest.raises(ConfigError, match="give its own --data"):
         cli.main(["judge", "--checkpoint", str(generators.save(generator, tmp_path / "other"))])
+
+
+def test_share_of_the_codes_in_the_weights(images: ImageSet) -> None:
+    """Member after member with the white noise of the first; without white noise the share is larger."""
+    model, example = build(NAME, shape=images.shape, classes=10), torch.zeros(1, *images.shape)
+    shares = []
+    for anchor in (0.5, 0.0):
+        ghn = GHN(replace(SMALL, anchor=anchor))
+        plan, noise = ghn.plan(model, example), member_noise(0, range(1))
+        with torch.no_grad():
+            made = [
+                ghn.predict(plan, ghn.code(0, member, ghn.code_nodes(plan))[None], noise, anchor=anchor)
+                for member in range(8)
+            ]
+        stacks = [torch.cat([each[name] for each in made]).double() for name in made[0]]
+        differing = sum(((stack - stack.mean(0)) ** 2).sum().item() / 7 for stack in stacks)
+        shares.append(differing / sum((stack**2).mean(0).sum().item() for stack in stacks))
+        assert code_share(ghn, model, example) == pytest.approx(shares[-1], rel=1e-3)
+        assert variety(ghn, NAME, images)["code_share"] == pytest.approx(shares[-1], rel=1e-3)
+    assert 0 < shares[0] < shares[1] < 1
+    assert "code_share" not in variety(GHN(replace(SMALL, code=0)), NAME, images)

@@ -108,6 +108,7 @@ def test_work_grows_with_the_edges():
     ("model", "message"),
     [
         (nn.LazyLinear(4), "weight is a lazy parameter"),
+        (nn.LazyBatchNorm1d(affine=False), "running_mean is a lazy buffer"),
         (Forward(lambda m, x: "text", a=nn.Linear(3, 2)), "returned no tensor but str"),
         (Forward(lambda m, x: 1 / 0, a=nn.Linear(3, 2)), "ZeroDivisionError: division by zero"),
         ("resnet18", "expected a torch.nn.Module, got str"),
