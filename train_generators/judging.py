@@ -81,9 +81,8 @@ def code_share(ghn: GHN, module: nn.Module, example: Tensor, *, members: int = 8
     """Variance over members with one white noise, as a share of the mean square of all decoded weights."""
     states = ghn.sample(module, members, example_inputs=example, shared_noise=True)
     decoded = [states[name].double() for group in ghn.plan(module, example).groups for name in set(group.names)]
-    return (
-        sum(value.var(0).sum() for value in decoded) / sum(value.square().mean(0).sum() for value in decoded)
-    ).item()
+    whole = sum(value.square().mean(0).sum().item() for value in decoded)
+    return sum(value.var(0).sum().item() for value in decoded) / whole
 
 
 def figures(ghn: GHN, held_out: Sequence[str], architectures: Sequence[str], images: ImageSet) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""What members of a noise GHN differ in: their codes, beside the node embeddings, and their white noise."""
+"""What members of a noise GHN differ in: their codes, beside the node embeddings, and their white noise.
+
+In the published GHNs it is nearly all the white noise; see docs/decisions.md.
+"""
 
 from __future__ import annotations
 
