@@ -140,7 +140,7 @@ class _Fill:
     out: Path
     """file to write, NAME.safetensors; the settings and the account go to NAME.safetensors.json"""
     seed: int = 0
-    """root seed; the same seed gives bit-identical weights"""
+    """root seed; the same seed gives bit-identical weights (a GHN moves by rounding with the number of threads)"""
     model_arguments: str = "{}"
     """keyword arguments of the model's constructor as JSON, such as '{"num_classes": 10}'"""
     input_shape: tuple[int, ...] = ()
