@@ -55,6 +55,7 @@ CLASSES = 1000
 OURS = GHNConfig(classes=CLASSES)
 NOISE = replace(OURS, anchor=0.6, decoded_limit=1.0, code=8)
 HUNDRED, SMALL_NETWORK = 100, "resnet-20-w16"
+MEMBERS = "hundred-members"  # in the place of a model, to `one_side`
 PEER_SHAPE: dict[str, Any] = dict(
     max_shape=(64, 64, 16, 16), num_classes=CLASSES, hid=64, heads=8, layers=3, weight_norm=True, ve=True,
     layernorm=True,
@@ -69,9 +70,12 @@ class Size:
     rounds: int = 3
     measured: int = 6  # tensors per model whose singular values are taken: the largest and evenly spread others
     meta_batch: tuple[str, ...] = ()  # those of `ghn_training.py`
+    processes: int = 7  # for the time of a hundred members
 
 
-QUICK = Size(models=("resnet18", "efficientnet_b0"), rounds=2, measured=4, meta_batch=("resnet-20-w16", "vgg-4-w32"))
+QUICK = Size(
+    models=("resnet18", "efficientnet_b0"), rounds=2, measured=4, meta_batch=("resnet-20-w16", "vgg-4-w32"), processes=1
+)
 
 
 # ---- one side, in a process of its own ---------------------------------------------------------------------------
@@ -103,6 +107,8 @@ def peer(folder: Path) -> tuple[nn.Module, Callable[[nn.Module], object], Callab
 def one_side(model_name: str, rounds: int, measured: int, side: str) -> dict[str, float]:
     """The figures of one side for one model: `ours`, `noise`, `trained:NAME`, or the folder of the peer."""
     torch.set_num_threads(1)
+    if model_name == MEMBERS:
+        return hundred_members(rounds)
     configs = {"ours": OURS, "noise": NOISE}
     if side in configs:
         ghn, graph, fill = ours(GHN(configs[side]).eval())
@@ -164,12 +170,19 @@ def worth(model: nn.Module, count: int) -> dict[str, float]:
 
 
 def hundred_members(rounds: int) -> dict[str, float]:
-    """CPU seconds of one member of a small ResNet and of a hundred."""
+    """CPU seconds of one member of a small ResNet and of a hundred, in this process."""
     ghn, model = GHN(replace(NOISE, classes=10)), build(SMALL_NETWORK, shape=(3, 32, 32), classes=10)
     ghn.sample(model, 1)
     one = cpu_seconds(lambda: ghn.sample(model, 1), 3 * rounds)
     many = cpu_seconds(lambda: ghn.sample(model, HUNDRED), rounds)
     return {"sample1_s": one, "sample100_s": many, "sample100_ratio": many / one}
+
+
+def hundreds(size: Size) -> dict[str, Any]:
+    """Medians of `hundred_members` over processes, and the ratio of each, in rising order."""
+    found = [in_process(__file__, MEMBERS, size.rounds, 0, "ours") for _ in range(size.processes)]
+    medians = {key: statistics.median(each[key] for each in found) for key in found[0]}
+    return medians | {"sample100_ratios": sorted(round(each["sample100_ratio"], 2) for each in found)}
 
 
 def training(names: tuple[str, ...], rounds: int, folder: Path | None) -> dict[str, float]:
@@ -185,9 +198,9 @@ def training(names: tuple[str, ...], rounds: int, folder: Path | None) -> dict[s
         return {key: value for key, value in json.loads(found.read_text()).items() if "train_" in key}
 
 
-def measure_all(size: Size, folder: Path | None, trained: str) -> dict[str, float]:
+def measure_all(size: Size, folder: Path | None, trained: str) -> dict[str, Any]:
     """All figures; each model's sides directly one after the other."""
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {}
     sides = {"": "ours", "noise_": "noise", "trained_": f"trained:{trained}"}
     if folder:
         sides["peer_"] = str(folder.resolve())
@@ -204,10 +217,10 @@ def measure_all(size: Size, folder: Path | None, trained: str) -> dict[str, floa
             keys.add(f"{key}_speedup")
     for key in sorted(keys):
         figures[f"median_{key}"] = statistics.median(figures[f"{key}/{name}"] for name in size.models)
-    return figures | hundred_members(size.rounds) | training(size.meta_batch, size.rounds, folder)
+    return figures | hundreds(size) | training(size.meta_batch, size.rounds, folder)
 
 
-def tables(figures: dict[str, float], models: tuple[str, ...]) -> list[Table]:
+def tables(figures: dict[str, Any], models: tuple[str, ...]) -> list[Table]:
     """A row per figure, a column per model; then what is not of one model."""
     per_model = Table("figure", *models, "median")
     for key in dict.fromkeys(key.partition("/")[0] for key in figures if "/" in key):
@@ -216,13 +229,13 @@ def tables(figures: dict[str, float], models: tuple[str, ...]) -> list[Table]:
     others = Table("figure", "value")
     for key, value in figures.items():
         if "/" not in key and not key.startswith("median_"):
-            others.add_row(key, f"{value:.3g}")
+            others.add_row(key, f"{value:.3g}" if isinstance(value, float) else str(value))
     return [per_model, others]
 
 
 def benchmark(
     *, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: bool = False, peer: Path | None = None,
-    trained: str = "noise-ghn-cifar10",
+    trained: str = "noise-ghn-cifar10", only_members: bool = False,
 ) -> None:  # fmt: skip
     """Measure speed, memory and worth of a graph hypernetwork.
 
@@ -231,9 +244,12 @@ def benchmark(
         quick: A smaller version that ends within a minute.
         peer: A clone of ghn3, to be measured in turn.
         trained: A published GHN, or the folder of one.
+        only_members: Nothing but the time of a hundred members.
     """
     size = QUICK if quick else Size()
-    figures = measure_all(size, peer, trained)
+    if only_members:
+        size = replace(size, models=())
+    figures = hundreds(size) if only_members else measure_all(size, peer, trained)
     console = Console(soft_wrap=True)
     for table in tables(figures, size.models):
         console.print(table)

@@ -39,3 +39,12 @@ def test_figures_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert figures["sample100_ratio"] == pytest.approx(figures["sample100_s"] / figures["sample1_s"])
     assert 0 < figures["train_ghn_share"] < 1
     assert "train_ghn_share" in capsys.readouterr().out
+
+
+def test_a_hundred_members_alone(tmp_path: Path) -> None:
+    """In a process of their own, and nothing else is measured."""
+    module = load_script(BENCHMARKS / "ghn.py")
+    module.benchmark(json_file=tmp_path / "figures.json", quick=True, only_members=True)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["sample100_ratios"] == [pytest.approx(figures["sample100_ratio"], abs=0.01)]
+    assert not [key for key in figures if key.startswith(("median_", "train_"))]
