@@ -13,10 +13,8 @@ from scripts import BENCHMARKS, load_script
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
 def test_figures_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     module = load_script(BENCHMARKS / "ghn.py")
-    size = module.Size(models=("squeezenet1_1",), rounds=1, measured=2, meta_batch=("resnet-8-w4",))
+    size = module.Size(models=("squeezenet1_1",), rounds=1, measured=2, meta_batch=("resnet-8-w4",), processes=1)
     monkeypatch.setattr(module, "QUICK", size)
-    monkeypatch.setattr(module, "HUNDRED", 10)
-    monkeypatch.setattr(module, "SMALL_NETWORK", "resnet-8-w4")
     module.benchmark(json_file=tmp_path / "figures.json", quick=True)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"git_commit", "torch_version", "machine", "load_average"} < set(figures)
