@@ -62,9 +62,9 @@ def test_sorts_of_layers_that_were_met_add_up(images, trained, tmp_path):
 
 
 def test_the_widest_layer_of_the_start_is_remembered(images, trained, tmp_path):
-    """A training on narrower networks does not make it forget wider ones, wider ones are noted."""
-    assert generators.load(trained).config.widest == 16
-    for name, widest in (("mlp-1-w8", 16), ("mlp-1-w24", 24)):
+    """A training on narrower networks does not make it forget wider ones, wider ones are noted; inputs count too."""
+    assert generators.load(trained).config.widest == 64, "the pixels of an image"
+    for name, widest in (("mlp-1-w8", 64), ("mlp-1-w96", 96)):
         ghn = fit(started(trained, architectures=(name,), lr=1e-12), tmp_path / name, images=images, quiet=True)
         assert ghn.config.widest == widest
 

@@ -164,8 +164,11 @@ def test_spread_is_that_of_he_within_the_bound(encoder, decoder, anchor, monkeyp
 
 @both
 def test_saved_and_loaded(encoder, decoder, tmp_path):
-    """The checkpoint says which back ends it is made of, and gives the same bits."""
-    made, model = ghn(encoder, decoder, anchor=0.9, code=4), Everything()
+    """The checkpoint says which back ends it is made of, and gives the same bits.
+
+    Nearly all noise: decoders this small, and the one whose spread is free, would be refused for their stable rank.
+    """
+    made, model = ghn(encoder, decoder, anchor=0.97, code=4), Everything()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=rng(3)))
