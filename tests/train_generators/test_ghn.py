@@ -18,26 +18,17 @@ from generators import checkpoint
 from generators.checkpoint import load
 from generators.commandline import run
 from generators.errors import CheckpointError, ConfigError
-from generators.ghn.config import GHNConfig
 from generators.ghn.ghn import GHN
 from generators.pointwise import HE
 from generators.seeds import stream
+from small_training import NOISY, QUICK, SHAPE
 from train_generators import cli
 from train_generators import ghn as module
 from train_generators.ghn import fit
-from train_generators.ghn_config import GHNTrainingConfig
 from train_generators.ghn_step import train_step
 from train_generators.judging import zero_shot
 from train_generators.subject import Subject
 from train_generators.tracking import read_log
-
-SHAPE = GHNConfig(hidden=16, heads=2, layers=1, width=32, rank=8, cells=8)
-QUICK = GHNTrainingConfig(
-    architectures=("resnet-8-w4", "mlp-1-w16"), steps=8, batch_size=32, lr=5e-3, log_every=3, evaluate_every=1000,
-    save_every=4, ghn=SHAPE, anchor_warm_up=0.5, cosine_weight=0.0, draws=1,
-)  # fmt: skip
-NOISY = replace(QUICK, ghn=replace(SHAPE, anchor=0.5, code=4), draws=2, cosine_weight=0.3, name="n")
-
 
 # ---- one step ----------------------------------------------------------------------------------------------------
 

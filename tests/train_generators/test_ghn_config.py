@@ -12,15 +12,13 @@ import pytest
 
 from generators.errors import ConfigError, PowerhouseError
 from generators.ghn.config import GHNConfig
+from small_training import QUICK
 from train_generators.architectures import Pool
 from train_generators.ghn import fit
 from train_generators.ghn_config import GHNTrainingConfig
 from train_generators.objectives import Objective
 
 ROOT = Path(__file__).parents[2]
-QUICK = GHNTrainingConfig(
-    architectures=("resnet-8-w4", "mlp-1-w16"), ghn=GHNConfig(hidden=16, heads=2, layers=1, width=32, rank=8, cells=8)
-)
 
 
 @pytest.mark.parametrize(
@@ -53,10 +51,23 @@ def test_impossible_configurations(changes, words):
         replace(QUICK, **changes)
 
 
-@pytest.mark.parametrize("changes", [{"seed": 2**64 - 1}, {"seed": -(2**63)}, {"warm_up": 0.0}, {"warm_up": 1.0},
-                                     {"weight_decay": 0.0}, {"clip_norm": math.inf}])  # fmt: skip
-def test_bounds_are_possible(changes):
-    replace(QUICK, **changes)
+@pytest.mark.parametrize(
+    ("name", "last", "beyond"),
+    [
+        ("seed", 2**64 - 1, 2**64),
+        ("seed", -(2**63), -(2**63) - 1),
+        ("warm_up", 0.0, -1e-9),
+        ("warm_up", 1.0, 1 + 1e-9),
+        ("anchor_warm_up", 1.0, 1 + 1e-9),
+        ("weight_decay", 0.0, -1e-9),
+        ("clip_norm", 1e-9, 0.0),
+    ],
+)
+def test_bounds_are_where_they_are_said_to_be(name, last, beyond):
+    """The last value that makes sense is taken as it is, the next one is refused by name."""
+    assert getattr(replace(QUICK, **{name: last}), name) == last
+    with pytest.raises(ConfigError, match=name):
+        replace(QUICK, **{name: beyond})
 
 
 def test_settings_that_nothing_would_read():

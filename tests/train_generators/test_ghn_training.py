@@ -14,24 +14,16 @@ from collect.population import train
 from collect.recipe import Recipe
 from collect.zoo import Zoo
 from generators.errors import ConfigError
-from generators.ghn.config import GHNConfig
 from generators.ghn.ghn import GHN
+from small_training import NOISY, QUICK, SHAPE
 from train_generators import ghn_step, ghn_training
 from train_generators.ghn import fit
-from train_generators.ghn_config import GHNTrainingConfig
 from train_generators.ghn_step import gradients, train_step
 from train_generators.objectives import Objective, Teachers
 from train_generators.processes import join
 from train_generators.subject import ImageStream, Subject
 from train_generators.tracking import read_log
 from train_generators.training_state import load_state, save_state
-
-SHAPE = GHNConfig(hidden=16, heads=2, layers=1, width=32, rank=8, cells=8)
-QUICK = GHNTrainingConfig(
-    architectures=("resnet-8-w4", "mlp-1-w16"), steps=8, batch_size=32, lr=5e-3, log_every=3, evaluate_every=1000,
-    save_every=4, ghn=SHAPE, anchor_warm_up=0.5, cosine_weight=0.0, draws=1,
-)  # fmt: skip
-NOISY = replace(QUICK, ghn=replace(SHAPE, anchor=0.5, code=4), draws=2, cosine_weight=0.3, name="n")
 
 
 @pytest.fixture(scope="module")
